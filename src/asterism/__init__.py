@@ -1,0 +1,1 @@
+"""asterism: one generalist, several specialists, and the model each query needs."""

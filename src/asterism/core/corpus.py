@@ -1,0 +1,170 @@
+"""Text on disk: JSON lines, plain or gzip, as loose rows, a folder of domains, or probes with their domains."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asterism.core.errors import DataError
+
+GENERAL = "general"
+"""The one domain name that has no specialist: the generalist's own text."""
+
+_FILE = re.compile(r"^(?:(?P<domain>[^.]+)\.(?P<split>train|heldout)|cross\.(?P<pair>[^.]+)(?:\.[^.]+)?)\.jsonl(?:\.gz)?$")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A text with its domain (one) or domains (a cross-domain probe has two)."""
+
+    id: str
+    text: str
+    domains: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise DataError("A probe's text is empty.", met=f"probe {self.id!r}", mend="remove it or give it text")
+        if not self.domains or len(set(self.domains)) != len(self.domains):
+            raise DataError("A probe names one domain or several different ones.", met=f"{self.id!r}: {list(self.domains)}", mend="e.g. [medical]")
+
+    @property
+    def is_cross(self) -> bool:
+        """Whether more than one domain is needed."""
+        return len(self.domains) > 1
+
+    @property
+    def group(self) -> str:
+        """`medical`, or `medical-legal` for a cross-domain probe."""
+        return "-".join(self.domains)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The texts of a folder: training texts and held-out probes by domain, and cross-domain probes."""
+
+    train: dict[str, list[str]] = field(default_factory=dict)
+    heldout: dict[str, list[Probe]] = field(default_factory=dict)
+    cross: list[Probe] = field(default_factory=list)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Every single domain met, `general` left out, in order of the files' names."""
+        return tuple(name for name in dict.fromkeys([*self.train, *self.heldout]) if name != GENERAL)
+
+
+def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON-lines file, plain or gzip; DataError names file and line."""
+    path = Path(path)
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+        opened = gzip.open(path, "rb") if packed else path.open("rb")
+        with opened as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _row(line, f"{path}:{number}")
+    except (OSError, EOFError) as error:
+        raise DataError("A text file cannot be read.", met=f"{path}: {error}", mend="give JSON lines, plain or gzip") from None
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """The `text` of every row of a file."""
+    return [_text(row, f"{path}:{number}") for number, row in enumerate(read_rows(path), 1)]
+
+
+def read_probes(path: str | Path) -> list[Probe]:
+    """The probes of one file of rows with `text` and `domains` (or `domain`); `id` is optional."""
+    probes = []
+    for number, row in enumerate(read_rows(path), 1):
+        where = f"{path}:{number}"
+        domains = row.get("domains", row.get("domain"))
+        if isinstance(domains, str):
+            domains = [domains]
+        if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains):
+            raise DataError("A probe's domains are missing.", met=where, mend='add "domains": ["medical"] to the row')
+        probes.append(Probe(str(row.get("id", number)), _text(row, where), tuple(domains)))
+    return probes
+
+
+def read_corpus(*places: str | Path) -> Corpus:
+    """Read folders of `<domain>.train`, `<domain>.heldout` and `cross.<a>-<b>` files (`.jsonl`, `.jsonl.gz`), or probe files.
+
+    Several folders are read as one; a domain's rows may lie in more than one of them.
+    """
+    corpus = Corpus()
+    for place in map(Path, places):
+        if place.is_file():
+            _take_probes(corpus, read_probes(place))
+        elif place.is_dir():
+            for path in sorted(place.iterdir()):
+                _take_file(corpus, path)
+        else:
+            raise DataError("No text there.", met=place, mend="name a folder of <domain>.train.jsonl files, or a file of probes")
+    if not (corpus.train or corpus.heldout or corpus.cross):
+        names = "<domain>.train.jsonl, <domain>.heldout.jsonl, cross.<a>-<b>.jsonl (or .gz)"
+        raise DataError("No text was found.", met=", ".join(map(str, places)), mend=f"the folder holds files named {names}")
+    return corpus
+
+
+def check_domains(probes: Iterable[Probe], known: Sequence[str]) -> None:
+    """UnknownName when a probe names a domain that is neither known nor `general`."""
+    from asterism.core.errors import UnknownName
+
+    for probe in probes:
+        for name in probe.domains:
+            if name not in known and name != GENERAL:
+                raise UnknownName(f"domain (probe {probe.id!r})", name, known)
+
+
+def _take_file(corpus: Corpus, path: Path) -> None:
+    named = _FILE.match(path.name)
+    if not named:
+        return
+    if named["pair"]:
+        corpus.cross.extend(_pair(path, named["pair"]))
+    elif named["split"] == "train":
+        corpus.train.setdefault(named["domain"], []).extend(read_texts(path))
+    else:
+        domain = named["domain"]
+        rows = [Probe(str(row.get("id", f"{domain}-{n}")), _text(row, f"{path}:{n}"), (domain,)) for n, row in enumerate(read_rows(path), 1)]
+        corpus.heldout.setdefault(domain, []).extend(rows)
+
+
+def _pair(path: Path, pair: str) -> list[Probe]:
+    probes = []
+    for number, row in enumerate(read_rows(path), 1):
+        domains = row.get("domains") or pair.split("-")
+        probes.append(Probe(str(row.get("id", f"{pair}-{number}")), _text(row, f"{path}:{number}"), tuple(domains)))
+    return probes
+
+
+def _take_probes(corpus: Corpus, probes: list[Probe]) -> None:
+    for probe in probes:
+        if probe.is_cross:
+            corpus.cross.append(probe)
+        else:
+            corpus.heldout.setdefault(probe.domains[0], []).append(probe)
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError("A line is not UTF-8.", met=f"{where}, byte {error.start}", mend="convert the file to UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise DataError("A line is not JSON.", met=f"{where}: {error.msg}", mend='write one {"text": ...} object a line') from None
+    if not isinstance(row, dict):
+        raise DataError("A line is not an object.", met=where, mend='write one {"text": ...} object a line')
+    return row
+
+
+def _text(row: dict[str, Any], where: str) -> str:
+    text = row.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise DataError("A row has no text.", met=where, mend='give it a non-empty "text"')
+    return text

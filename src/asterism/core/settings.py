@@ -1,0 +1,56 @@
+"""Settings: frozen, validated at birth, one definition for Python, YAML/JSON files and the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from asterism.core.errors import SettingsError, StorageError, UnknownName
+
+
+class Settings(BaseModel):
+    """Base of all settings. A docstring under each field is its help, in Python and on the command line alike."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _told(type(self), error) from None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read settings from a YAML or JSON file holding one mapping of field names to values."""
+        try:
+            values = yaml.safe_load(Path(path).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise StorageError("The settings file cannot be read.", met=f"{path}: {error}", mend="give a YAML or JSON file") from None
+        if not isinstance(values, Mapping):
+            raise SettingsError("A settings file holds one mapping.", met=type(values).__name__, mend="write `field: value` lines")
+        return cls(**values)
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with some fields changed, validated again."""
+        return type(self)(**{**self.model_dump(), **values})
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON form: equal settings, equal digest."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _told(cls: type[Settings], error: ValidationError) -> SettingsError | UnknownName:
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return UnknownName(f"setting of {cls.__name__}", name, cls.model_fields)
+    field = cls.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+    wrong = f"{cls.__name__}.{name} is not usable: {first['msg']}." if name else f"{cls.__name__}: {first['msg']}."
+    return SettingsError(wrong, met=repr(first.get("input")), mend=(field and field.description) or "see its documentation")

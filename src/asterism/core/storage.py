@@ -1,0 +1,128 @@
+"""Files that are whole or absent: written under a temporary name, fsynced, renamed. No pickle is ever read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from asterism.core.errors import StorageError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes `path`'s place, on any failure it is removed.
+
+    What is written at the temporary path may be a file or a folder; a folder already at `path` is replaced whole.
+    Raises StorageError, naming `path`, when the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        _swap(temporary, path)
+        _sync_one(path.parent)
+    except OSError as error:
+        raise StorageError(
+            "Could not write.", met=f"{path}: {error.strerror or error}", mend="free some space or choose another place; what was there is untouched"
+        ) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; StorageError when missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        raise StorageError("A file is missing.", met=path, mend="make it again with the command that writes it") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StorageError("A file is damaged.", met=f"{path}: {error}", mend="make it again with the command that writes it") from None
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as one safetensors file, atomically."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(contiguous, temporary, metadata=dict(metadata or {}))
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def read_tensors(path: str | Path) -> dict[str, Any]:
+    """Read every tensor of a safetensors file; StorageError when missing, truncated or corrupt."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise StorageError("A tensor file is missing.", met=path, mend="make it again with the command that writes it") from None
+    except (OSError, SafetensorError) as error:
+        raise StorageError("A tensor file is damaged.", met=f"{path}: {error}", mend="copy or make it again") from None
+
+
+def digest_of(*parts: Any) -> str:
+    """SHA-256 over JSON-able parts, in order."""
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inside(root: str | Path, relative: str) -> Path:
+    """`root / relative`, refused when it would leave `root`."""
+    root = Path(root).resolve()
+    whole = (root / relative).resolve()
+    if Path(relative).is_absolute() or not whole.is_relative_to(root):
+        raise StorageError("A path leaves its folder.", met=relative, mend=f"name something inside {root}")
+    return whole
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    if path.is_dir():
+        old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+        os.rename(path, old)
+        os.rename(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(temporary, path)
+
+
+def _sync(path: Path) -> None:
+    for child in path.rglob("*") if path.is_dir() else ():
+        _sync_one(child)
+    _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,62 @@
+"""Settings of the models layer; importing them loads no model library."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from asterism.core.settings import Settings
+
+
+class TrainingSettings(Settings):
+    """How a generalist or a specialist is trained; the defaults are the paper's specialist settings (section 4.1)."""
+
+    method: Literal["full", "mlp", "lora"] = "full"
+    """What trains: every parameter, the MLPs alone (attention and norms frozen), or a LoRA adapter."""
+    steps: int = Field(default=2000, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(default=4, ge=1)
+    """Windows a step, on each device."""
+    max_length: int = Field(default=256, ge=2)
+    """Tokens a window."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the rise."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    beta2: float = Field(default=0.999, gt=0, lt=1)
+    """AdamW's second-moment decay."""
+    clip: float = Field(default=1.0, ge=0)
+    """Largest gradient norm; 0 turns clipping off."""
+    bf16: bool = False
+    """Compute in bfloat16 (weights and optimiser state stay float32)."""
+    lora_rank: int = Field(default=16, ge=1)
+    """Rank of a LoRA adapter; read when method is `lora`."""
+    lora_alpha: float = Field(default=32.0, gt=0)
+    """Scale of a LoRA adapter (alpha / rank multiplies it); read when method is `lora`."""
+    save_every: int = Field(default=200, ge=1)
+    """Steps between the states that an interrupted run resumes from."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints kept for good under `checkpoints/`; none by default."""
+    seed: int = Field(default=42, ge=0)
+    """Seed of initialisation and of the order of windows."""
+
+    @model_validator(mode="after")
+    def _kept_steps_are_saved(self) -> TrainingSettings:
+        if self.keep_every and self.keep_every % self.save_every:
+            raise ValueError("keep_every must be a multiple of save_every")
+        return self
+
+
+PRESETS: dict[str, dict] = {
+    "paper": {},
+    "mlp": {
+        "method": "mlp", "steps": 2500, "batch_size": 64, "max_length": 1024, "learning_rate": 8e-4,
+        "schedule": "cosine", "weight_decay": 0.1, "beta2": 0.99,
+    },
+}  # fmt: skip
+"""Named settings: `paper` (constellation, section 4.1), `mlp` (compatible specialization's experts)."""
