@@ -1,0 +1,48 @@
+"""Settings of the constellation layer; importing them loads no model library."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from asterism.core.settings import Settings
+
+
+class IndexSettings(Settings):
+    """How fingerprints are taken and turned into a basis. The defaults are the best measured choice; `paper()` is the paper's."""
+
+    orthogonalisation: Literal["gram_schmidt", "lowdin", "none"] = "lowdin"
+    """How centroids become a basis: Eq. 3 in the order given, symmetrically (order-free), or only normalised."""
+    centring: Literal["none", "general", "mean"] = "none"
+    """What is subtracted first: nothing, the general probes' mean fingerprint, or the mean of the centroids."""
+    layer: int | Literal["final"] = "final"
+    """Fingerprint layer: the final hidden state (after the last norm), or the output of a block counted from 0."""
+    max_length: int = Field(default=256, ge=2)
+    """Tokens read of each text; longer texts are cut there."""
+    noise_site: Literal["none", "centroids", "weights"] = "none"
+    """Where Gaussian noise is added: nowhere, on the centroids before orthogonalisation (section 7.4), or on the composition weights."""
+    noise: float = Field(default=0.02, ge=0)
+    """Standard deviation of the noise, as a fraction of the mean centroid norm (or of the mean weight)."""
+    seed: int = Field(default=42, ge=0)
+    """Seed of the noise."""
+    domain_signatures: bool = False
+    """Also keep each specialist's mean activation signature on its own probes, so that a query needs no specialist forward pass."""
+
+    @classmethod
+    def paper(cls, **values) -> IndexSettings:
+        """The paper's settings: Gram-Schmidt in the order given, no centring, final hidden state."""
+        return cls(**{"orthogonalisation": "gram_schmidt", "centring": "none", **values})
+
+
+class MixtureSettings(Settings):
+    """How a query's coefficients become weights per specialist and node (Eq. 5-8)."""
+
+    top_k: int = Field(default=3, ge=1)
+    """Specialists kept, by size of coefficient."""
+    normalisation: Literal["two_stage", "joint"] = "two_stage"
+    """Per node over specialists (Eq. 8), or over all specialists and nodes at once (Eq. 10, the failing contrast)."""
+    signature: Literal["query", "domain"] = "query"
+    """Whose activation magnitudes: the query's own in each chosen specialist (the paper), or the index's domain signatures."""
+    per_module: bool = False
+    """Take a signature at every module's own output as well (needed by the node map `per_module`)."""
