@@ -36,7 +36,7 @@ class Layout:
 LAYOUTS = (
     Layout("model.layers", "self_attn", "mlp", "model.norm", ("model.embed_tokens",), "lm_head"),
     Layout("transformer.h", "attn", "mlp", "transformer.ln_f", ("transformer.wte", "transformer.wpe"), "lm_head"),
-    Layout("gpt_neox.layers", "attention", "mlp", "gpt_neox.final_layer_norm", ("gpt_neox.embed_in",), "embed_out"),
+    Layout("gpt_neox.layers", "attention", "mlp", "gpt_neox.final_layer_norm", ("gpt_neox.embed_in",), "lm_head"),
 )
 
 
