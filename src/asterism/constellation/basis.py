@@ -1,0 +1,92 @@
+"""From centroids to axes: centring, noise, orthogonalisation; and a fingerprint's coefficients on them (Eq. 3, 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asterism.constellation.settings import IndexSettings
+from asterism.core.errors import DataError, SettingsError
+from asterism.core.geometry import orthogonalise
+
+DEPENDENT = 1e-10
+"""Smallest eigenvalue of the unit centroids' Gram matrix that still counts as a direction of its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """One unit axis a domain, and what is subtracted from a fingerprint before it is projected."""
+
+    vectors: Tensor
+    """[N, d] unit rows."""
+    offset: Tensor
+    """[d]; zeros without centring."""
+
+    def coefficients(self, fingerprints: Tensor) -> Tensor:
+        """alpha = (g - offset) . e_k (Eq. 5): fingerprints [..., d] -> [..., N], float32 or wider."""
+        if fingerprints.shape[-1] != self.vectors.shape[1]:
+            mend = f"take it from the index's own generalist (d = {self.vectors.shape[1]})"
+            raise DataError("A fingerprint has another size than the basis.", met=tuple(fingerprints.shape), mend=mend)
+        dtype = torch.promote_types(fingerprints.dtype, self.vectors.dtype)
+        return (fingerprints.to(dtype) - self.offset.to(dtype)) @ self.vectors.to(dtype).mT
+
+
+def make_basis(centroids: Tensor, general_mean: Tensor | None, settings: IndexSettings) -> Basis:
+    """Centre, add noise, orthogonalise: centroids [N, d], general_mean [d] or None -> Basis in the centroids' dtype.
+
+    Centroids centred on their own mean span only N - 1 directions: `gram_schmidt` is refused then, and `lowdin` gives the
+    nearest N unit vectors that share those directions evenly (a simplex, pairwise cosines near -1 / (N - 1)).
+    Raises SettingsError when the settings ask for what is not there, DataError when a centroid depends on the others.
+    """
+    wide = centroids.double()
+    offset = offset_of(wide, general_mean, settings)
+    centred = noisy(wide - offset, settings)
+    if settings.centring == "mean" and settings.orthogonalisation == "gram_schmidt":
+        mend = "orthogonalisation lowdin or none, or centring general"
+        raise SettingsError("Gram-Schmidt cannot follow centring on the mean.", met=f"{len(wide)} centroids that sum to zero", mend=mend)
+    if settings.centring == "mean" and settings.orthogonalisation == "lowdin":
+        vectors = _simplex(centred)
+    else:
+        vectors = orthogonalise(centred, settings.orthogonalisation)
+    return Basis(vectors.to(centroids.dtype), offset.to(centroids.dtype))
+
+
+def offset_of(centroids: Tensor, general_mean: Tensor | None, settings: IndexSettings) -> Tensor:
+    """[d] what centring subtracts: zeros, the general probes' mean fingerprint, or the mean of the centroids."""
+    if settings.centring == "none":
+        return torch.zeros_like(centroids[0])
+    if settings.centring == "mean":
+        return centroids.mean(dim=0)
+    if general_mean is None:
+        mend = 'give probes of the domain "general", or choose centring none'
+        raise SettingsError("Centring on the general probes needs some.", met="no general probes", mend=mend)
+    return general_mean.to(centroids.dtype)
+
+
+def noisy(centred: Tensor, settings: IndexSettings) -> Tensor:
+    """Rows plus N(0, s^2 I), s = noise x mean row norm (section 7.4), when the noise's site is the centroids.
+
+    Under centring the norm is that of the centred rows: the noise is a share of what is orthogonalised.
+    """
+    if settings.noise_site != "centroids" or not settings.noise:
+        return centred
+    drawn = torch.randn(centred.shape, generator=torch.Generator().manual_seed(settings.seed), dtype=torch.float64)
+    return centred + (settings.noise * centred.norm(dim=1).mean() * drawn.to(centred.device)).to(centred.dtype)
+
+
+def _simplex(centred: Tensor) -> Tensor:
+    """Symmetric orthogonalisation inside the N - 1 directions of rows [N, d] that sum to zero (nearly so, with noise)."""
+    norms = centred.norm(dim=1, keepdim=True)
+    if len(centred) < 2 or not norms.min() > 0:
+        mend = "give at least two domains with different probes, or centring none"
+        raise DataError("Centring leaves nothing of a centroid.", met=f"row {int(norms.argmin())}", mend=mend)
+    unit = centred / norms
+    values, turns = torch.linalg.eigh(unit @ unit.mT)  # ascending; the first is the direction lost to centring
+    if not values[1:].min() > DEPENDENT:
+        mend = "the domains are not separable: merge some, give other probes, or add noise"
+        raise DataError("Centred centroids depend on one another.", met=f"smallest eigenvalue {float(values[1]):.1e}", mend=mend)
+    kept = turns[:, 1:]
+    frame = (kept * values[1:].rsqrt()) @ (kept.mT @ unit)
+    return frame / frame.norm(dim=1, keepdim=True)
