@@ -1,0 +1,55 @@
+# Every target sets up what it needs; .venv is made once and again only when pyproject.toml or constraints.txt change.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The tests run in WORKERS processes of one thread each: more threads than cores make small models slower, not faster.
+WORKERS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: help setup demo test check format bench docs clean
+
+help:
+	@echo "make demo    the whole story, offline: train, index, diagnose, evaluate, report, answers (4 minutes on 2 cores)"
+	@echo "make test    the tests"
+	@echo "make check   style, types, layers, docs in step"
+	@echo "make bench   the benchmarks, quick form"
+	@echo "make docs    reference from docstrings into site/, docs/cli.md from --help"
+	@echo "make setup   only make .venv"
+
+setup: $(READY)
+
+# torch comes first and alone, so that the pinned build is the one that everything else finds installed.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/asterism demo --out runs/demo
+
+test: setup
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(ONE_THREAD) $(BIN)/python docs/make_cli.py --check
+	$(BIN)/python docs/check_tree.py
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file --quick || exit 1; done
+
+docs: setup
+	$(ONE_THREAD) $(BIN)/python docs/make_cli.py
+	$(ONE_THREAD) $(BIN)/python -m pdoc --docformat google -o site asterism
+
+clean:
+	rm -rf site build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
