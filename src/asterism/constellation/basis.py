@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from asterism.constellation.settings import IndexSettings
 from asterism.core.errors import DataError, SettingsError
-from asterism.core.geometry import orthogonalise
-
-DEPENDENT = 1e-10
-"""Smallest eigenvalue of the unit centroids' Gram matrix that still counts as a direction of its own."""
+from asterism.core.geometry import lowdin, orthogonalise
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +38,16 @@ def make_basis(centroids: Tensor, general_mean: Tensor | None, settings: IndexSe
     nearest N unit vectors that share those directions evenly (a simplex, pairwise cosines near -1 / (N - 1)).
     Raises SettingsError when the settings ask for what is not there, DataError when a centroid depends on the others.
     """
-    wide = centroids.double()
-    offset = offset_of(wide, general_mean, settings)
-    centred = noisy(wide - offset, settings)
-    if settings.centring == "mean" and settings.orthogonalisation == "gram_schmidt":
-        mend = "orthogonalisation lowdin or none, or centring general"
-        raise SettingsError("Gram-Schmidt cannot follow centring on the mean.", met=f"{len(wide)} centroids that sum to zero", mend=mend)
-    if settings.centring == "mean" and settings.orthogonalisation == "lowdin":
-        vectors = _simplex(centred)
-    else:
+    offset = offset_of(centroids.double(), general_mean, settings)
+    centred = noisy(centroids.double() - offset, settings).to(centroids.dtype)  # the dtype tells what counts as dependent
+    if settings.centring != "mean" or settings.orthogonalisation == "none":
         vectors = orthogonalise(centred, settings.orthogonalisation)
-    return Basis(vectors.to(centroids.dtype), offset.to(centroids.dtype))
+    elif settings.orthogonalisation == "lowdin":
+        vectors = normalize(lowdin(centred, nullity=1), dim=1)
+    else:
+        mend = "orthogonalisation lowdin or none, or centring general"
+        raise SettingsError("Gram-Schmidt cannot follow centring on the mean.", met=f"{len(centred)} centroids that sum to zero", mend=mend)
+    return Basis(vectors, offset.to(centroids.dtype))
 
 
 def offset_of(centroids: Tensor, general_mean: Tensor | None, settings: IndexSettings) -> Tensor:
@@ -74,19 +71,3 @@ def noisy(centred: Tensor, settings: IndexSettings) -> Tensor:
         return centred
     drawn = torch.randn(centred.shape, generator=torch.Generator().manual_seed(settings.seed), dtype=torch.float64)
     return centred + (settings.noise * centred.norm(dim=1).mean() * drawn.to(centred.device)).to(centred.dtype)
-
-
-def _simplex(centred: Tensor) -> Tensor:
-    """Symmetric orthogonalisation inside the N - 1 directions of rows [N, d] that sum to zero (nearly so, with noise)."""
-    norms = centred.norm(dim=1, keepdim=True)
-    if len(centred) < 2 or not norms.min() > 0:
-        mend = "give at least two domains with different probes, or centring none"
-        raise DataError("Centring leaves nothing of a centroid.", met=f"row {int(norms.argmin())}", mend=mend)
-    unit = centred / norms
-    values, turns = torch.linalg.eigh(unit @ unit.mT)  # ascending; the first is the direction lost to centring
-    if not values[1:].min() > DEPENDENT:
-        mend = "the domains are not separable: merge some, give other probes, or add noise"
-        raise DataError("Centred centroids depend on one another.", met=f"smallest eigenvalue {float(values[1]):.1e}", mend=mend)
-    kept = turns[:, 1:]
-    frame = (kept * values[1:].rsqrt()) @ (kept.mT @ unit)
-    return frame / frame.norm(dim=1, keepdim=True)
