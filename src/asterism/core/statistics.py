@@ -82,9 +82,6 @@ def _paired(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) ->
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-        raise DataError(
-            "Figures come as a row of finite numbers, at least one.",
-            met=f"shape {array.shape}",
-            mend="look for NaN losses or an empty group",
-        )
+        met = f"{array.size} figures, {int((~np.isfinite(array)).sum())} of them not finite"
+        raise DataError("Figures come as a row of finite numbers, at least one.", met=met, mend="look for NaN losses or an empty group")
     return array

@@ -1,0 +1,86 @@
+"""Intervals against their definitions, coverage, and the degenerate cases an evaluation meets."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asterism.core.errors import DataError
+from asterism.core.statistics import bootstrap_mean, pearson, wilson, win_rate
+from tests import oracles
+
+
+@given(st.integers(1, 400), st.data())
+def test_wilson_is_the_score_interval(n, data):
+    wins = data.draw(st.integers(0, 2 * n)) / 2
+    rate, low, high = wilson(wins, n)
+    assert rate == wins / n
+    assert (low, high) == pytest.approx(oracles.wilson(wins, n), abs=1e-9)
+    assert 0 <= low <= rate <= high <= 1
+    assert wilson(n - wins, n) == pytest.approx((1 - rate, 1 - high, 1 - low), abs=1e-12)
+
+
+@pytest.mark.parametrize(("wins", "n"), [(0, 0), (3, 2), (-1, 5)])
+def test_wilson_refuses_what_is_no_rate(wins, n):
+    with pytest.raises(DataError, match=f"met:  {wins} of {n}"):
+        wilson(wins, n)
+
+
+def test_win_rate_counts_lower_losses_and_half_of_the_ties():
+    rate, low, high, n = win_rate([1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 1.0, 5.0])
+    assert (rate, n) == (0.625, 4)
+    assert (rate, low, high) == wilson(2.5, 4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
+def test_one_sides_wins_are_the_others_defeats(pairs):
+    ours, theirs = [float(a) for a, _ in pairs], [float(b) for _, b in pairs]
+    assert win_rate(ours, theirs)[0] + win_rate(theirs, ours)[0] == pytest.approx(1)
+
+
+def test_win_rate_wants_paired_finite_losses():
+    with pytest.raises(DataError, match="met:  2 and 1"):
+        win_rate([1.0, 2.0], [1.0])
+    with pytest.raises(DataError, match="1 of them not finite"):
+        win_rate([float("nan"), 2.0], [1.0, 1.0])
+    with pytest.raises(DataError, match="empty group"):
+        win_rate([], [])
+
+
+def test_bootstrap_brackets_the_mean_like_the_standard_error():
+    values = np.random.default_rng(1).normal(3.0, 2.0, size=200)
+    mean, low, high = bootstrap_mean(values, seed=5)
+    error = values.std(ddof=1) / np.sqrt(200)
+    assert mean == pytest.approx(values.mean())
+    assert low == pytest.approx(mean - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(mean + 1.96 * error, abs=0.2 * error)
+
+
+def test_bootstrap_repeats_with_its_seed_and_only_with_it():
+    values = np.random.default_rng(2).exponential(size=30)
+    assert bootstrap_mean(values, seed=1) == bootstrap_mean(values, seed=1)
+    assert bootstrap_mean(values, seed=1) != bootstrap_mean(values, seed=2)
+
+
+def test_bootstrap_of_equal_values_is_a_point():
+    assert bootstrap_mean([2.5]) == (2.5, 2.5, 2.5)
+    assert bootstrap_mean([0.1] * 7) == pytest.approx((0.1, 0.1, 0.1))
+    with pytest.raises(DataError, match="1 of them not finite"):
+        bootstrap_mean([1.0, float("inf")])
+
+
+def test_pearson_is_the_correlation_with_fishers_interval():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=60)
+    y = x + rng.normal(size=60)
+    r, low, high = pearson(x, y)
+    assert r == pytest.approx(np.corrcoef(x, y)[0, 1])
+    half = 1.959963984540054 / np.sqrt(60 - 3)
+    assert (low, high) == pytest.approx((np.tanh(np.arctanh(r) - half), np.tanh(np.arctanh(r) + half)))
+
+
+def test_pearson_where_nothing_can_be_measured():
+    assert pearson([1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, 4.0]) == (0.0, -1.0, 1.0)
+    assert pearson([1.0, 2.0, 3.0], [3.0, 1.0, 2.0])[1:] == (-1.0, 1.0)
+    assert pearson([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0]) == pytest.approx((1.0, 1.0, 1.0))
+    assert pearson([5.0], [5.0]) == (0.0, -1.0, 1.0)
