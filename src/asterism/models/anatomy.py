@@ -84,9 +84,16 @@ class Anatomy:
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a config without its weights (meta device): shapes and names only."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    """The model of a config without its weights (meta device): shapes and names only.
+
+    Raises UnsupportedError for a config that is not a causal LM's.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        mend = "give a decoder-only model that AutoModelForCausalLM can load"
+        raise UnsupportedError("Not a causal language model.", met=f"{config.model_type!r}: {str(error)[:120]}", mend=mend) from None
     model.tie_weights()
     return model
 
@@ -107,14 +114,14 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
         if axis is None or role is None:
             raise _unknown(model, f"the meaning of parameter {name} {list(shape)}")
         axes[name], roles[name] = axis, role
-    embedding = model.get_submodule(layout.embeddings[0])
-    head = model.get_submodule(layout.head)
+    embedding, head = model.get_submodule(layout.embeddings[0]), model.get_submodule(layout.head)
+    vocabulary, hidden_size = shapes[f"{layout.embeddings[0]}.weight"]
     return Anatomy(
         model_type=model.config.model_type,
         layout=layout,
         n_blocks=len(model.get_submodule(layout.blocks)),  # pyright: ignore[reportArgumentType]
-        hidden_size=embedding.weight.shape[1],  # pyright: ignore[reportIndexIssue,reportAttributeAccessIssue]
-        vocabulary=embedding.weight.shape[0],  # pyright: ignore[reportIndexIssue,reportAttributeAccessIssue]
+        hidden_size=hidden_size,
+        vocabulary=vocabulary,
         tied=head.weight is embedding.weight,
         shapes=shapes,
         output_axes=axes,
@@ -142,9 +149,12 @@ def _role(layout: Layout, parameter: str) -> Role | None:
 
 
 def _output_axis(model: PreTrainedModel, parameter: str, shape: tuple[int, ...]) -> int | None:
+    path, _, own = parameter.rpartition(".")
+    if own not in ("weight", "bias"):
+        return None
     if len(shape) == 1:
         return 0
-    owner = model.get_submodule(parameter.rpartition(".")[0])
+    owner = model.get_submodule(path)
     if isinstance(owner, nn.Linear):
         return 0
     if isinstance(owner, Conv1D | nn.Embedding):
@@ -153,5 +163,6 @@ def _output_axis(model: PreTrainedModel, parameter: str, shape: tuple[int, ...])
 
 
 def _unknown(model: PreTrainedModel, what: str) -> UnsupportedError:
-    mend = "use a GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, Qwen3, Gemma 2/3, Phi-3 or OLMo 2 shape, or add a Layout in asterism/models/anatomy.py"
+    known = "a GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, Qwen3, Gemma 2/3, Phi-3 or OLMo 2 shape"
+    mend = f"use {known}, or add a Layout in asterism/models/anatomy.py"
     return UnsupportedError(f"The anatomy of {model.config.model_type!r} models is not known.", met=f"missing: {what}", mend=mend)
