@@ -1,0 +1,68 @@
+"""Which probes are scored: a seeded draw from each domain and pair, tokenised, with what each protocol reads and scores."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from asterism.core.corpus import GENERAL, Corpus, Probe, check_domains
+from asterism.core.errors import DataError
+from asterism.evaluate.settings import EvaluationSettings, Protocol
+
+SHORTEST = 4
+"""Tokens a probe needs: two to read and two to score in each half."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Token indices [start, stop) of one text."""
+
+    start: int
+    stop: int
+
+
+def read_span(protocol: Protocol, length: int) -> Span:
+    """The tokens that weights are taken from: all of them, or the first half."""
+    return Span(0, length if protocol == "whole" else length // 2)
+
+
+def scored_span(protocol: Protocol, length: int) -> Span:
+    """The tokens whose loss counts: all but the first, or the second half."""
+    return Span(1 if protocol == "whole" else length // 2, length)
+
+
+def draw(corpus: Corpus, domains: Sequence[str], settings: EvaluationSettings) -> list[Probe]:
+    """Held-out probes of each domain and cross-domain probes of each pair, at most as many as the settings ask.
+
+    The draw depends on the seed and the probes' order alone. Raises DataError when there is nothing to draw and
+    UnknownName when a probe names a domain without a specialist.
+    """
+    check_domains(corpus.cross, domains)
+    groups: dict[str, list[Probe]] = {}
+    for domain in domains:
+        for probe in corpus.heldout.get(domain, []):
+            groups.setdefault(domain, []).append(probe)
+    for probe in corpus.cross:
+        if GENERAL not in probe.domains:
+            groups.setdefault("-".join(sorted(probe.domains, key=list(domains).index)), []).append(probe)
+    chosen: list[Probe] = []
+    for name, members in groups.items():
+        wanted = settings.cross_per_pair if members[0].is_cross else settings.single_per_domain
+        sample = random.Random(f"{settings.seed}:{name}").sample(members, min(wanted, len(members)))
+        chosen.extend(Probe(probe.id, probe.text, tuple(name.split("-")) if probe.is_cross else probe.domains) for probe in sample)
+    if not chosen:
+        mend = "give <domain>.heldout or cross.<a>-<b> files of the library's domains"
+        raise DataError("There is no probe to evaluate on.", met=f"domains {list(domains)}", mend=mend)
+    return chosen
+
+
+def check_lengths(probes: Sequence[Probe], tokens: Sequence[Sequence[int]]) -> None:
+    """DataError naming the first probe too short to be scored."""
+    for probe, ids in zip(probes, tokens, strict=True):
+        if len(ids) < SHORTEST:
+            raise DataError(
+                "A probe is too short to score.",
+                met=f"{probe.id!r}: {len(ids)} tokens",
+                mend=f"remove it, or give it {SHORTEST} tokens or more",
+            )

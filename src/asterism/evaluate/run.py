@@ -1,0 +1,199 @@
+"""The evaluation: every candidate on every probe, by both protocols, with raw rows kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asterism.compose.composer import Composer
+from asterism.compose.settings import CompositionSettings
+from asterism.constellation.index import Constellation
+from asterism.constellation.mixture import Mixture
+from asterism.constellation.specialist_space import cosine_coefficients, specialist_space
+from asterism.core.corpus import Probe, check_domains
+from asterism.core.storage import digest_of
+from asterism.evaluate.candidates import (
+    DEFAULT,
+    SPECIALIST_SPACE,
+    TASK_ARITHMETIC,
+    composed_candidates,
+    derived,
+    descriptions,
+    mixtures_of,
+    static_candidates,
+)
+from asterism.evaluate.parts import Parts, pack, unpack
+from asterism.evaluate.passes import collinearity, correlation, mixture_facts, retrieval, score_composed, score_static
+from asterism.evaluate.probes import check_lengths
+from asterism.evaluate.reading import Reading, ensemble_tokens, read_all
+from asterism.evaluate.results import write_results
+from asterism.evaluate.settings import EvaluationSettings, Protocol
+from asterism.evaluate.tables import best_of, tables
+from asterism.models.batching import Batch, batches, pad_id, tokenise
+from asterism.models.library import Library
+
+
+def evaluate(
+    library: Library,
+    constellation: Constellation,
+    probes: Sequence[Probe],
+    settings: EvaluationSettings | None = None,
+    *,
+    out: str | Path,
+    index_probes: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """Score every candidate on every probe; leave `rows.parquet` and `results.json` in `out` and return the results.
+
+    `index_probes` (domain -> texts) are needed by the specialist-space contrast, which is left out without them. A killed
+    run goes on where it stopped when called again with the same library, constellation, probes and settings.
+    Raises DataError for a probe too short to score, UnknownName for a probe of a domain without a specialist.
+    """
+    settings, out = settings or EvaluationSettings(), Path(out)
+    check_domains(probes, library.names)
+    tokens = tokenise(library.tokenizer, [probe.text for probe in probes], settings.max_length)
+    check_lengths(probes, tokens)
+    n, voices = len(probes), len(library.names) if settings.ensembles else 0
+    pad = pad_id(library.tokenizer)
+    reading_batches = batches(tokens, max_tokens=ensemble_tokens(voices, library.anatomy.vocabulary, settings.max_tokens), pad=pad)
+    score_batches = batches(tokens, max_tokens=settings.max_tokens, pad=pad)
+
+    made_from = {
+        "library": [library.digest(), *(library.digest(name) for name in library.names)],
+        "constellation": constellation.origin,
+        "index": constellation.settings.model_dump(mode="json"),
+        "probes": digest_of([[probe.id, probe.text, list(probe.domains)] for probe in probes]),
+        "index_probes": digest_of({name: list(texts) for name, texts in (index_probes or {}).items()}),
+    }
+    parts = Parts(out / ".parts", digest_of(made_from, settings.model_dump(mode="json")))
+    reading = _reading(library, constellation, reading_batches, n, parts, settings)
+    space = _specialist_space(library, constellation, index_probes)
+
+    losses: dict[tuple[str, Protocol], Tensor] = dict(_read_losses(reading, constellation, settings))
+    for candidate in static_candidates(library, settings):
+        found = parts.tensors(candidate.name, lambda c=candidate: dict(score_static(library, c, score_batches, n).loss))
+        losses |= {(candidate.name, protocol): found[protocol] for protocol in settings.protocols}
+    facts: list[dict] = []
+    example: dict[str, Any] = {}
+    composed = [c for c in composed_candidates(library, constellation, settings) if c.name != SPECIALIST_SPACE or space is not None]
+    for candidate in composed:
+        for protocol in settings.protocols:
+            mixtures = mixtures_of(candidate, reading, protocol, settings.seed, space if space is not None else torch.empty(0))
+            part = f"{candidate.name}-{protocol}"
+            made = parts.tensors(
+                part, lambda c=candidate, m=mixtures, p=protocol: {"loss": score_composed(library, c, m, score_batches, p, settings)}
+            )
+            losses[candidate.name, protocol] = made["loss"]
+            if protocol == settings.protocols[0] and candidate.index is not None:
+                coefficients = candidate.index.basis.coefficients(reading.generalist.fingerprint[protocol])
+                facts += mixture_facts(candidate.name, mixtures, coefficients, probes)
+            if protocol == settings.protocols[0] and candidate.name == DEFAULT:
+                example = _example(probes, mixtures)
+
+    rows = list(_rows(probes, tokens, losses, settings))
+    rows += best_of(rows, f"{TASK_ARITHMETIC}@", TASK_ARITHMETIC)
+    wins, means = tables(rows, settings.scale)
+    results = {
+        "scale": settings.scale,
+        "seeds": [settings.seed],
+        "settings": settings.model_dump(mode="json"),
+        "origin": made_from,
+        "domains": list(library.names),
+        "candidates": {
+            name: line for name, line in descriptions(library, settings, composed).items() if any(row["candidate"] == name for row in rows)
+        },
+        "table": wins,
+        "losses": means,
+        "retrieval": _retrieval(library, constellation, reading, probes, space, settings, composed),
+        "correlation": [{"seed": settings.seed, **correlation(reading, _coefficients(constellation, reading))}],
+        "collinearity": collinearity(constellation),
+        "mixtures": facts,
+        "probes": _places(probes, _coefficients(constellation, reading)),
+        "example": example,
+    }
+    write_results(out, results, rows)
+    parts.remove()
+    return results
+
+
+def _reading(
+    library: Library, constellation: Constellation, batched: Sequence[Batch], n: int, parts: Parts, settings: EvaluationSettings
+) -> Reading:
+    composer = Composer(library, CompositionSettings(layers="all", node_map="mean"))
+    layer, ensembles = constellation.settings.layer, settings.ensembles
+    return unpack(
+        parts.tensors("reading", lambda: pack(read_all(library, composer, batched, n, layer=layer, ensembles=ensembles))), library.names
+    )
+
+
+def _specialist_space(library: Library, constellation: Constellation, index_probes: Mapping[str, Sequence[str]] | None) -> Tensor | None:
+    if index_probes is None:
+        return None
+    return specialist_space(library, index_probes, constellation.settings)
+
+
+def _coefficients(constellation: Constellation, reading: Reading) -> Tensor:
+    return constellation.basis.coefficients(reading.generalist.fingerprint["whole"])
+
+
+def _read_losses(
+    reading: Reading, constellation: Constellation, settings: EvaluationSettings
+) -> Iterator[tuple[tuple[str, Protocol], Tensor]]:
+    for protocol in settings.protocols:
+        yield ("generalist", protocol), reading.generalist.loss[protocol]
+        for name, scores in reading.specialists.items():
+            yield (f"specialist:{name}", protocol), scores.loss[protocol]
+        for name, losses in reading.ensembles.items():
+            yield (name, protocol), losses[protocol]
+        for name, (losses, _) in derived(reading, constellation, protocol).items():
+            yield (name, protocol), losses
+
+
+def _rows(
+    probes: Sequence[Probe], tokens: Sequence[Sequence[int]], losses: Mapping[tuple[str, Protocol], Tensor], settings: EvaluationSettings
+) -> Iterator[dict]:
+    for (candidate, protocol), values in losses.items():
+        for probe, ids, loss in zip(probes, tokens, values.tolist(), strict=True):
+            yield {
+                "scale": settings.scale, "seed": settings.seed, "protocol": protocol, "task": "cross" if probe.is_cross else "single",
+                "group": probe.group, "probe": probe.id, "candidate": candidate, "loss": loss, "tokens": len(ids),
+            }  # fmt: skip
+
+
+def _retrieval(library, constellation, reading, probes, space, settings, composed) -> list[dict]:
+    if all(probe.is_cross for probe in probes):
+        return []
+    fingerprints = reading.generalist.fingerprint["whole"]
+    found = [
+        retrieval(f"generalist, {c.name}'s basis", c.index.basis.coefficients(fingerprints), probes, c.index.domains)
+        for c in composed
+        if c.index and c.name in (DEFAULT, "paper")
+    ]
+    if space is not None:
+        found.append(retrieval("specialist", cosine_coefficients(fingerprints, space), probes, library.names))
+    return [{"seed": settings.seed, **entry} for entry in found]
+
+
+def _places(probes: Sequence[Probe], coefficients: Tensor) -> list[dict]:
+    return [
+        {"id": probe.id, "group": probe.group, "task": "cross" if probe.is_cross else "single", "coefficients": row}
+        for probe, row in zip(probes, coefficients.tolist(), strict=True)
+    ]
+
+
+def _example(probes: Sequence[Probe], mixtures: Sequence[Mixture]) -> dict[str, Any]:
+    from asterism.core.weights import entropy_bits
+
+    chosen = next((row for row, probe in enumerate(probes) if probe.is_cross), 0)
+    mixture, probe = mixtures[chosen], probes[chosen]
+    return {
+        "text": probe.text,
+        "group": probe.group,
+        "specialists": list(mixture.specialists),
+        "coefficients": mixture.coefficients.tolist(),
+        "weights": mixture.weights.tolist(),
+        "entropy": float(entropy_bits(mixture.weights).mean()),
+    }

@@ -1,0 +1,47 @@
+"""Settings of the evaluation; importing them loads no model library."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from asterism.core.settings import Settings
+
+Protocol = Literal["whole", "continuation"]
+
+
+class EvaluationSettings(Settings):
+    """Which probes are scored, how, and by which protocols (paper section 4.2)."""
+
+    protocols: tuple[Protocol, ...] = ("whole", "continuation")
+    """`whole`: weights from the very text that is scored (the paper). `continuation`: weights from the first half, loss on the second."""
+    single_per_domain: int = Field(default=40, ge=1)
+    """Held-out probes drawn of each domain; fewer are used where fewer lie there."""
+    cross_per_pair: int = Field(default=25, ge=1)
+    """Cross-domain probes drawn of each pair; fewer are used where fewer lie there."""
+    max_length: int = Field(default=256, ge=4)
+    """Tokens read of each probe; longer probes are cut there."""
+    top_k: int = Field(default=3, ge=1)
+    """Specialists in a mixture; all of them where the library has fewer."""
+    paper_layers: int = Field(default=4, ge=1)
+    """Blocks that the `paper` candidate composes; all of them where the model has fewer."""
+    task_arithmetic: tuple[Annotated[float, Field(gt=0)], ...] = (0.3, 0.5, 1.0)
+    """Scales of the task-arithmetic baseline; `task_arithmetic` in the tables is the best of them by mean loss."""
+    ensembles: bool = True
+    """Also score the two logit ensembles (N forward passes a probe, N times the logits in memory)."""
+    execution: Literal["auto", "mixed", "materialised"] = "auto"
+    """How compositions run: many mixtures in one batch, one built model a probe, or the cheaper by the cost model."""
+    max_tokens: int = Field(default=4096, ge=1)
+    """Padded tokens a batch, at most."""
+    scale: str = "library"
+    """Label of this library's scale in the tables."""
+    seed: int = Field(default=42, ge=0)
+    """Seed of the probe sample, of random mixtures and of bootstrap intervals."""
+
+    @field_validator("protocols", "task_arithmetic")
+    @classmethod
+    def _not_empty(cls, value: tuple) -> tuple:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("give one or more different values")
+        return value
