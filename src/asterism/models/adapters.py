@@ -1,0 +1,185 @@
+"""PEFT LoRA adapters as low-rank changes of the generalist's parameters, and back. Only here is peft imported, and late."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asterism.core.errors import MismatchError, StorageError, UnsupportedError
+from asterism.core.storage import read_json
+from asterism.models.anatomy import Anatomy
+from asterism.models.changes import LowRank
+from asterism.models.checkpoints import Checkpoint
+from asterism.models.digests import folder_digest
+from asterism.models.sources import HUB
+
+KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+HARMLESS = frozenset(
+    {
+        "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+        "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out", "bias", "init_lora_weights",
+        "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying", "lora_dropout",
+        "megatron_core", "loftq_config", "eva_config", "velora_config", "runtime_config", "qalora_group_size",
+    }
+)  # fmt: skip
+"""Fields that are read here or say only how the adapter was trained; any other that is set is refused by name."""
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "true", "false")
+"""Initialisations that leave the generalist's weights as they are; PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA change them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Where the two factors of one parameter's change lie in the file, and LoRA's scale."""
+
+    up: str
+    down: str
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A LoRA adapter whose factors are read when asked for."""
+
+    checkpoint: Checkpoint
+    config: Mapping[str, Any]
+    pairs: Mapping[str, Pair]
+    """Parameter -> its factors. Names are those of the adapter's file until `fitted` to an anatomy."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.checkpoint.folder
+
+    @property
+    def changes(self) -> dict[str, LowRank]:
+        """Every change, read now: in float32, or float64 where that is stored."""
+        return {parameter: self._read(pair, None, "cpu") for parameter, pair in self.pairs.items()}
+
+    def change(self, parameter: str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LowRank | None:
+        """The change of one parameter, scale included, in `dtype`; None when the adapter leaves it alone."""
+        pair = self.pairs.get(parameter)
+        return self._read(pair, dtype, device) if pair else None
+
+    def fitted(self, anatomy: Anatomy, prefix: str) -> Adapter:
+        """The same adapter with the generalist's parameter names, every factor's shape checked; MismatchError names the first misfit."""
+        pairs = {}
+        for name, pair in self.pairs.items():
+            parameter = next((spelt for spelt in (name, f"{prefix}.{name}") if spelt in anatomy.shapes), None)
+            if parameter is None and anatomy.tied and name.removesuffix(".weight").endswith(anatomy.layout.head):
+                mend = "train the adapter without the head, or untie the generalist"
+                raise UnsupportedError("A LoRA changes a tied head but not its embedding.", met=f"{name} in {self.folder}", mend=mend)
+            if parameter is None:
+                raise MismatchError("A LoRA changes a module that the generalist has not.", met=f"{name} in {self.folder}", mend=_MEND)
+            if anatomy.role_of(parameter) == "embedding":
+                raise UnsupportedError(
+                    "LoRA on embeddings is not supported.", met=f"{name} in {self.folder}", mend="train it on the linear modules"
+                )
+            outputs, inputs = self.checkpoint.shape(pair.up)[0], self.checkpoint.shape(pair.down)[1]
+            wanted = anatomy.shapes[parameter] if anatomy.output_axes[parameter] == 0 else anatomy.shapes[parameter][::-1]
+            if (outputs, inputs) != wanted:
+                met = f"{name} in {self.folder} is for [{outputs}, {inputs}] (out, in), the generalist's is {list(wanted)}"
+                raise MismatchError("A LoRA is of another base: its shapes differ.", met=met, mend=_MEND)
+            pairs[parameter] = pair
+        return replace(self, pairs=pairs)
+
+    def _read(self, pair: Pair, dtype: torch.dtype | None, device: str | torch.device) -> LowRank:
+        stored = torch.promote_types(self.checkpoint.dtype(pair.up), self.checkpoint.dtype(pair.down))
+        wide = dtype or torch.promote_types(stored, torch.float32)
+        up = self.checkpoint.tensor(pair.up, dtype=wide, device=device)
+        return LowRank(up * pair.scale, self.checkpoint.tensor(pair.down, dtype=wide, device=device))
+
+
+def read_adapter(path: str | Path) -> Adapter:
+    """Open a PEFT LoRA folder: its config is checked and the headers read; plain and rank-stabilised scales, rank and alpha patterns.
+
+    UnsupportedError, by name, for whatever is not exactly `W + scale * B @ A`.
+    """
+    folder = Path(path)
+    config = read_json(folder / "adapter_config.json")
+    if not isinstance(config, dict):
+        raise StorageError("An adapter's config is damaged.", met=folder / "adapter_config.json", mend="copy the adapter again")
+    _check_plain(config, folder)
+    checkpoint = Checkpoint.open(folder, "adapter_model")
+    sides: dict[str, dict[str, str]] = {}
+    for name in checkpoint.names:
+        found = KEY.fullmatch(name)
+        if not found:
+            mend = "use a plain LoRA adapter (lora_A and lora_B of linear modules only)"
+            raise UnsupportedError("An adapter holds a tensor that is not plain LoRA.", met=f"{name} in {folder}", mend=mend)
+        checkpoint.dtype(name)
+        sides.setdefault(found["module"], {})[found["side"]] = name
+    if not sides:
+        raise StorageError("An adapter is empty.", met=folder, mend="train it, or copy it again")
+    return Adapter(checkpoint, config, {f"{module}.weight": _pair(module, side, checkpoint, config) for module, side in sides.items()})
+
+
+def check_base(adapter: Adapter, generalist: str, generalist_at: Path, root: Path) -> None:
+    """MismatchError unless the base that an adapter names is the generalist: its source, a folder of equal content, or the same last name.
+
+    An adapter that names no base passes (its shapes are checked elsewhere).
+    """
+    base = adapter.config.get("base_model_name_or_path")
+    source = generalist.removeprefix(HUB).partition("@")[0] if generalist.startswith(HUB) else generalist
+    if not base or base in (source, str(generalist_at)):
+        return
+    folder = Path(base).expanduser()
+    if (folder / "config.json").is_file():
+        if folder.samefile(generalist_at) or folder_digest(folder, root) == folder_digest(generalist_at, root):
+            return
+    elif Path(base).name == Path(source).name:
+        return
+    mend = f"if that is the same model, set base_model_name_or_path to {source!r} in its adapter_config.json; else make it the generalist"
+    raise MismatchError("A LoRA is of another base.", met=f"{base} in {adapter.folder}; the generalist is {source}", mend=mend)
+
+
+_MEND = "use a LoRA trained from this generalist"
+
+
+def _check_plain(config: Mapping[str, Any], folder: Path) -> None:
+    def refuse(what: str) -> UnsupportedError:
+        mend = "use a plain LoRA (rsLoRA, rank_pattern and alpha_pattern are fine), or merge the adapter and give the full checkpoint"
+        return UnsupportedError(f"This adapter is not exactly representable: {what}.", met=folder, mend=mend)
+
+    if config.get("peft_type") != "LORA":
+        raise refuse(f"its peft_type is {config.get('peft_type')}, not LORA")
+    if config.get("use_dora"):
+        raise refuse("DoRA (use_dora)")
+    start = config.get("init_lora_weights", True)
+    if (start.lower() if isinstance(start, str) else start) not in PLAIN_STARTS:
+        raise refuse(f"init_lora_weights={start} changes the base model")
+    if config.get("bias", "none") != "none":
+        raise refuse(f"bias={config['bias']}")
+    for field, value in config.items():
+        if value and field not in HARMLESS:
+            raise refuse(f"{field} is set")
+    if not isinstance(config.get("r"), int) or not isinstance(config.get("lora_alpha"), int | float):
+        raise StorageError(
+            "An adapter's config is damaged.", met=f"{folder / 'adapter_config.json'}: r or lora_alpha", mend="copy the adapter again"
+        )
+
+
+def _pair(module: str, side: Mapping[str, str], checkpoint: Checkpoint, config: Mapping[str, Any]) -> Pair:
+    if side.keys() != {"A", "B"}:
+        raise StorageError(
+            "An adapter lacks one of its two factors.", met=f"{module} in {checkpoint.folder}", mend="copy the adapter again"
+        )
+    up, down = checkpoint.shape(side["B"]), checkpoint.shape(side["A"])
+    rank = _patterned(config.get("rank_pattern"), module, config["r"])
+    if len(up) != 2 or len(down) != 2 or up[1] != rank or down[0] != rank:
+        met = f"{module} in {checkpoint.folder}: B {list(up)}, A {list(down)}, rank {rank}"
+        raise MismatchError(
+            "An adapter's factors do not have the rank its config gives.", met=met, mend="copy the adapter and its config together"
+        )
+    alpha = _patterned(config.get("alpha_pattern"), module, config["lora_alpha"])
+    return Pair(side["B"], side["A"], alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _patterned(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """PEFT's rule: the first pattern that matches the whole name, or its end after a dot."""
+    return next((value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module)), default)
