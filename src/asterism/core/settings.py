@@ -28,13 +28,7 @@ class Settings(BaseModel):
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """Read settings from a YAML or JSON file holding one mapping of field names to values."""
-        try:
-            values = yaml.safe_load(Path(path).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise StorageError("The settings file cannot be read.", met=f"{path}: {error}", mend="give a YAML or JSON file") from None
-        if not isinstance(values, Mapping):
-            raise SettingsError("A settings file holds one mapping.", met=type(values).__name__, mend="write `field: value` lines")
-        return cls(**values)
+        return cls(**read_mapping(path))
 
     def changed(self, **values: Any) -> Self:
         """A copy with some fields changed, validated again."""
@@ -44,6 +38,18 @@ class Settings(BaseModel):
         """SHA-256 of the canonical JSON form: equal settings, equal digest."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The one mapping that a YAML or JSON file holds."""
+    try:
+        values = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())
+        raise StorageError("The settings file cannot be read.", met=f"{path}: {told}", mend="give a YAML or JSON file") from None
+    if not isinstance(values, Mapping):
+        raise SettingsError("A settings file holds one mapping.", met=type(values).__name__, mend="write `field: value` lines")
+    return {str(name): value for name, value in values.items()}
 
 
 def _told(cls: type[Settings], error: ValidationError) -> SettingsError | UnknownName:

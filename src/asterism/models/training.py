@@ -35,7 +35,9 @@ class Windows(torch.utils.data.Dataset):
                 stream.append(int(end))  # pyright: ignore[reportArgumentType]
         count = len(stream) // max_length
         if count == 0:
-            raise DataError("Too little text to train on.", met=f"{len(stream)} tokens", mend=f"give at least one window of {max_length} tokens")
+            raise DataError(
+                "Too little text to train on.", met=f"{len(stream)} tokens", mend=f"give at least one window of {max_length} tokens"
+            )
         self.windows = torch.tensor(stream[: count * max_length]).view(count, max_length)  # [n, max_length]
 
     def __len__(self) -> int:
@@ -95,6 +97,7 @@ def freeze_all_but_mlp(model: PreTrainedModel) -> int:
 
 
 def _prepared(model: PreTrainedModel, settings: TrainingSettings, base: str | None) -> Any:
+    model.requires_grad_(True)  # a library's models ask for no gradients
     if settings.method == "mlp":
         freeze_all_but_mlp(model)
     if settings.method == "lora":
@@ -192,7 +195,12 @@ def _save(trainer: Trainer, weights: dict[str, Tensor], tokenizer: PreTrainedTok
 
 def _start(model: PreTrainedModel) -> str:
     """What the run starts from: a cheap digest over every parameter's sum and first values."""
-    return digest_of([[name, p.shape.numel(), float(p.detach().double().sum()), p.detach().flatten()[:4].tolist()] for name, p in model.named_parameters()])
+    return digest_of(
+        [
+            [name, p.shape.numel(), float(p.detach().double().sum()), p.detach().flatten()[:4].tolist()]
+            for name, p in model.named_parameters()
+        ]
+    )
 
 
 def _finished(out: Path, origin: str) -> bool:

@@ -1,0 +1,61 @@
+"""`asterism evaluate LIBRARY --data DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from asterism.cli.options import LIBRARY, Given, command
+from asterism.cli.places import open_both
+from asterism.evaluate.settings import EvaluationSettings
+
+PROTOCOLS = {"whole": ("whole",), "continuation": ("continuation",), "both": ("whole", "continuation")}
+
+
+@command(EvaluationSettings, omit=("protocols",))
+def app(
+    library: LIBRARY,
+    data: Annotated[
+        list[Path],
+        typer.Option(help="Folder of <domain>.heldout and cross.<a>-<b> files, or a file of rows with `domains`; may be repeated."),
+    ],
+    protocol: Annotated[
+        Literal["whole", "continuation", "both"], typer.Option(help="Where weights come from and what is scored.")
+    ] = "both",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of results.json, rows.parquet and report.html.  [default: LIBRARY/evaluation]", show_default=False),
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's index and protocol for every candidate (`paper` itself is always among them).")
+    ] = False,
+    *,
+    given: Given,
+):
+    """Compare the composition with its rivals on held-out probes: generalist, specialists, merges, ensembles, routers."""
+    base = EvaluationSettings(protocols=PROTOCOLS["whole" if paper else protocol])
+    settings = given.settings(EvaluationSettings, base)
+    opened, constellation = open_both(library, given, paper=paper)
+    from asterism.constellation.probes import draw_index_probes
+    from asterism.core.corpus import read_corpus
+    from asterism.evaluate.probes import draw
+    from asterism.evaluate.run import evaluate
+    from asterism.report.html import write_report
+
+    corpus = read_corpus(*data)
+    probes = draw(corpus, opened.names, settings)
+    known = draw_index_probes(corpus, opened.names, seed=settings.seed) if all(corpus.train.get(name) for name in opened.names) else None
+    place = out or opened.root / "evaluation"
+    results = evaluate(opened, constellation, probes, settings, out=place, index_probes=known)
+    report = write_report(results, place / "report.html") or place / "report.html"
+
+    def show() -> None:
+        from asterism.cli.output import line
+        from asterism.report.terminal import print_results
+
+        print_results(results)
+        line(f"report: {report}")
+
+    return {"out": place, "report": report, "probes": len(probes), "table": results["table"], "losses": results["losses"]}, show

@@ -1,0 +1,91 @@
+"""`asterism index LIBRARY`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from asterism.cli.options import LIBRARY, Given, command
+from asterism.cli.places import CONSTELLATION, open_both, open_library
+from asterism.constellation.settings import IndexSettings
+from asterism.core.errors import SettingsError
+
+if TYPE_CHECKING:
+    from asterism.models.library import Library
+
+STATE = ".fingerprints"
+"""Folder in the library where finished domains of an unfinished index are kept."""
+
+
+@command(IndexSettings)
+def app(
+    library: LIBRARY,
+    data: Annotated[list[Path] | None, typer.Option(help="Folder of <domain>.train.jsonl files (plain or .gz); may be repeated.")] = None,
+    generalist: Annotated[str | None, typer.Option(help="Makes the library: folder or Hub id of the generalist.")] = None,
+    specialist: Annotated[list[str] | None, typer.Option(help="name=FOLDER or name=HUB-ID of a specialist; may be repeated.")] = None,
+    probes_per_domain: Annotated[int, typer.Option(min=1, help="Texts drawn of each domain's train file.")] = 40,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's settings: Gram-Schmidt in the order given, no centring.")] = False,
+    add: Annotated[str | None, typer.Option(help="Fingerprint only this domain and add it to the index.")] = None,
+    remove: Annotated[str | None, typer.Option(help="Take this domain out of the index; nothing is fingerprinted.")] = None,
+    *,
+    given: Given,
+):
+    """Fingerprint each domain's probes and write the library's constellation.
+
+    Probes come from the train files, so that held-out texts stay untouched. With --generalist (and --specialist) the
+    library's manifest is written first; models on the Hub are named by their ids.
+    """
+    if not remove and not data:
+        raise SettingsError("An index needs text.", met="no --data", mend="give --data DIR with <domain>.train.jsonl files")
+    members = dict(_named(text) for text in specialist or ())
+    from asterism.constellation.index import Constellation
+    from asterism.constellation.probes import draw_index_probes
+    from asterism.core.corpus import read_corpus
+
+    opened = _library(library, generalist, members, given)
+    place = opened.root / CONSTELLATION
+    if remove:
+        constellation = Constellation.load(place, opened, without=[remove])
+    elif add:
+        probes = draw_index_probes(read_corpus(*(data or ())), [add], probes_per_domain, given.seed)
+        constellation = open_both(library, given)[1].with_domain(add, probes[add])
+    else:
+        settings = given.settings(IndexSettings, IndexSettings.paper() if paper else None)
+        probes = draw_index_probes(read_corpus(*(data or ())), opened.names, probes_per_domain, given.seed)
+        constellation = Constellation.build(opened, probes, settings, state=opened.root / STATE)
+    constellation.save(place)
+    shutil.rmtree(opened.root / STATE, ignore_errors=True)
+    counts = dict(zip(constellation.domains, map(int, constellation.counts), strict=True))
+
+    def show() -> None:
+        from asterism.cli.output import line, table
+
+        table(f"constellation of {library}", ["domain", "probes"], [[name, str(n)] for name, n in counts.items()])
+        line(str(place))
+
+    answer = {"constellation": place, "domains": list(constellation.domains), "probes": counts}
+    return {**answer, "settings": constellation.settings.model_dump(mode="json")}, show
+
+
+def _library(root: Path, generalist: str | None, members: dict[str, str], given: Given) -> Library:
+    from asterism.models.library import Library
+
+    if generalist:
+        Library.create(root, generalist, members)
+    opened = open_library(root, given)
+    for name, source in members.items():
+        if name not in opened.names:
+            opened.add(name, source)
+    return opened
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    if not (name and equals and source):
+        raise SettingsError(
+            "A specialist is given as name=FOLDER or name=HUB-ID.", met=text, mend="e.g. --specialist medical=me/medical-lora"
+        )
+    return name, source

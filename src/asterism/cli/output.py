@@ -1,0 +1,104 @@
+"""What people see: lines, tables and bars on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+BAR = 24
+WIDEST = 12
+"""Domains up to which a square table is shown."""
+
+
+def line(text: str) -> None:
+    """One plain line."""
+    Console(highlight=False, soft_wrap=True).print(escape(text))
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table whose columns after the first are numbers."""
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for place, name in enumerate(columns):
+        shown.add_column(name, justify="right" if place else "left")
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    Console().print(shown)
+
+
+def bar(value: float, largest: float, width: int = BAR) -> str:
+    """A bar of `width` characters at `largest`; negative values are drawn lighter."""
+    length = round(width * min(1.0, abs(value) / largest)) if largest else 0
+    return ("█" if value >= 0 else "░") * length
+
+
+def shares_line(shares: Mapping[str, float]) -> str:
+    """`medical 62 %, legal 30 %, code 8 %`, largest first."""
+    return ", ".join(f"{name} {share:.0%}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def answers_table(answers: Sequence[Mapping[str, Any]]) -> None:
+    """Each query, its answer, and the mixture it was answered with."""
+    for one in answers:
+        line(f"> {one['query']}")
+        line(one["answer"].strip() or "(nothing)")
+        line(f"  {shares_line(one['shares'])}; entropy {one['entropy']:.2f} bits\n")
+
+
+def explanation_tables(found: Mapping[str, Any]) -> None:
+    """Coefficients as bars, the mixture, and who holds the most nodes in each block."""
+    largest = max(map(abs, found["coefficients"].values()))
+    rows = [
+        [
+            name,
+            f"{value:.3f}",
+            bar(value, largest),
+            f"{found['shares'][name]:.0%}" if name in found["shares"] else "",
+            f"{found['nodes'].get(name, 0):.0%}",
+        ]
+        for name, value in sorted(found["coefficients"].items(), key=lambda item: -abs(item[1]))
+    ]
+    shown = Table(title="What the text asks for", title_justify="left")
+    for name, side in (("domain", "left"), ("coefficient", "right"), ("", "left"), ("share", "right"), ("nodes led", "right")):
+        shown.add_column(name, justify=side)  # pyright: ignore[reportArgumentType]
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    Console().print(shown)
+    line(f"entropy {found['entropy']:.2f} of at most {found['largest_entropy']:.2f} bits a node")
+    names = found["specialists"]
+    layers = [[str(layer["layer"]), layer["most"], *(f"{layer['held'][name]:.0%}" for name in names)] for layer in found["layers"]]
+    table("Nodes led, block by block", ["block", "most", *names], layers)
+
+
+def diagnosis_tables(found: Mapping[str, Any]) -> None:
+    """Collinearity, what other domains leave of each, retrieval, order sensitivity, and the advice with its reason."""
+    domains, cosines = found["domains"], found["collinearity"]
+    if len(domains) <= WIDEST:
+        rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(domains, cosines["pairs"], strict=True)]
+        table("Collinearity of the centroids (cosine)", ["", *domains], rows)
+    basis = "none" if cosines["post"] is None else f"{cosines['post']:.3f}"
+    line(f"mean {cosines['mean']:.3f}, after centring {cosines['centred_mean']:.3f}, of the basis {basis}")
+    own = found["retrieval"]["by_domain"]
+    parts = zip(domains, found["counts"], found["residuals"]["gram_schmidt"], found["residuals"]["unique"], strict=True)
+    rows = [[name, str(n), f"{left:.3f}", f"{unique:.3f}", _rate(own.get(name, {}))] for name, n, left, unique in parts]
+    table("Domains", ["domain", "probes", "left by Gram-Schmidt", "unique", "finds itself (95 %)"], rows)
+    line(
+        f"retrieval, left out: top 1 {_rate(found['retrieval'])}, top 3 {_rate(found['retrieval'], 'top3')} of {found['retrieval']['n']} probes"
+    )
+    if order := found["order"]:
+        orders = f"{'all' if order['exhaustive'] else 'sampled'} {order['orders']} orders"
+        line(
+            f"order of Gram-Schmidt: over {orders} {order['unsteady']:.0%} of probes change their domain; the first wins {order['first_wins']:.0%}"
+        )
+    line(f"\nadvice: {found['advice']}\n{found['reason']}")
+    for note in found["notes"]:
+        line(f"note: {note}")
+
+
+def _rate(found: Mapping[str, Any], name: str = "top1") -> str:
+    if found.get(name) is None:
+        return "unknown"
+    return f"{found[name]:.0%} ({found[f'{name}_low']:.0%}-{found[f'{name}_high']:.0%})"
