@@ -1,0 +1,1 @@
+"""One file of words a domain, all written for this project."""
