@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from transformers import PreTrainedModel
 
-from asterism.core.errors import MismatchError, StorageError, UnsupportedError
-from asterism.core.storage import read_json
-from asterism.models.anatomy import Anatomy
+from asterism.core.errors import DataError, MismatchError, StorageError, UnknownName, UnsupportedError
+from asterism.core.storage import read_json, replacing, write_json, write_tensors
+from asterism.models.anatomy import Anatomy, anatomy_of
 from asterism.models.changes import LowRank
 from asterism.models.checkpoints import Checkpoint
 from asterism.models.digests import folder_digest
 from asterism.models.sources import HUB
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 HARMLESS = frozenset(
@@ -124,7 +130,7 @@ def check_base(adapter: Adapter, generalist: str, generalist_at: Path, root: Pat
 
     An adapter that names no base passes (its shapes are checked elsewhere).
     """
-    base = adapter.config.get("base_model_name_or_path")
+    base = str(adapter.config.get("base_model_name_or_path") or "")
     source = generalist.removeprefix(HUB).partition("@")[0] if generalist.startswith(HUB) else generalist
     if not base or base in (source, str(generalist_at)):
         return
@@ -138,7 +144,85 @@ def check_base(adapter: Adapter, generalist: str, generalist_at: Path, root: Pat
     raise MismatchError("A LoRA is of another base.", met=f"{base} in {adapter.folder}; the generalist is {source}", mend=mend)
 
 
+def write_adapter(path: str | Path, changes: Mapping[str, LowRank], base: str, anatomy: Anatomy) -> Path:
+    """Write changes as a PEFT LoRA folder that `PeftModel.from_pretrained` loads onto `base`, whole or not at all.
+
+    Every parameter keeps its own rank (rank_pattern), with alpha = rank, so PEFT's scale is 1 and `up` is written as it is.
+    Raises UnsupportedError for what PEFT cannot hold so (embeddings, vectors, a tied head), StorageError when `path` is taken.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StorageError("The output place holds something else.", met=path, mend="choose another place, or remove it")
+    if not changes:
+        raise DataError("There is no change to write.", met="an empty adapter", mend="use the generalist itself")
+    for parameter, change in changes.items():
+        _check_writable(parameter, change, anatomy)
+    ranks = {anatomy.module_of(parameter): change.rank for parameter, change in changes.items()}
+    usual = max(set(ranks.values()), key=lambda rank: (list(ranks.values()).count(rank), rank))
+    odd = {module: rank for module, rank in ranks.items() if rank != usual}
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
+        "r": usual, "lora_alpha": usual, "rank_pattern": odd, "alpha_pattern": odd, "use_rslora": False,
+        "lora_dropout": 0.0, "bias": "none",
+        "fan_in_fan_out": any(anatomy.output_axes[parameter] == 1 for parameter in changes),
+        "target_modules": _targets(set(ranks), anatomy), "init_lora_weights": True,
+    }  # fmt: skip
+    tensors = {}
+    for parameter, change in changes.items():
+        stem = f"base_model.model.{anatomy.module_of(parameter)}"
+        tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"] = change.down.clone(), change.up.clone()
+    with replacing(path) as temporary:
+        write_tensors(temporary / "adapter_model.safetensors", tensors, {"format": "pt"})
+        write_json(temporary / "adapter_config.json", config)
+    return path
+
+
+def with_lora(model: PreTrainedModel, *, rank: int, alpha: float, base: str | None = None) -> PeftModel:
+    """`model` with a new, trainable LoRA on every linear module of its blocks; `base` names the generalist in the saved config.
+
+    The model itself is changed (its linear modules are wrapped, its own weights frozen), as PEFT does.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    anatomy = anatomy_of(model)
+    inside = [name for name, shape in anatomy.shapes.items() if anatomy.block_of(name) is not None and len(shape) == 2]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]
+        target_modules=_targets({anatomy.module_of(name) for name in inside}, anatomy),
+        fan_in_fan_out=any(anatomy.output_axes[name] == 1 for name in inside),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a deprecated property
+        adapted = cast("PeftModel", get_peft_model(model, config))
+    adapted.peft_config["default"].base_model_name_or_path = base or model.name_or_path or None
+    # by default peft looks the base up on the Hub when saving, to learn whether the vocabulary grew; here it did not
+    cast("Any", adapted).save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
+
+
 _MEND = "use a LoRA trained from this generalist"
+
+
+def _targets(modules: set[str], anatomy: Anatomy) -> list[str]:
+    """Module names for PEFT: short ones where they mean exactly these modules, else whole paths."""
+    short = {module.rpartition(".")[2] for module in modules}
+    owners = {anatomy.module_of(name) for name in anatomy.shapes} | {anatomy.layout.head}
+    meant = {owner for owner in owners if owner.rpartition(".")[2] in short}
+    return sorted(short if meant == modules else modules)
+
+
+def _check_writable(parameter: str, change: LowRank, anatomy: Anatomy) -> None:
+    if parameter not in anatomy.shapes:
+        raise UnknownName("parameter", parameter, anatomy.shapes)
+    if len(anatomy.shapes[parameter]) != 2 or anatomy.role_of(parameter) == "embedding":
+        mend = "save a full checkpoint, or leave this parameter out"
+        raise UnsupportedError("A LoRA adapter holds linear weights only.", met=f"{parameter} ({anatomy.role_of(parameter)})", mend=mend)
+    shape = change.shape(anatomy.output_axes[parameter])
+    if shape != anatomy.shapes[parameter] or change.rank < 1:
+        met = f"{parameter}: {list(shape)} of rank {change.rank}, not {list(anatomy.shapes[parameter])}"
+        raise MismatchError("A change does not fit its parameter.", met=met, mend="up is [out, r] and down [r, in], r >= 1")
 
 
 def _check_plain(config: Mapping[str, Any], folder: Path) -> None:
@@ -171,7 +255,7 @@ def _pair(module: str, side: Mapping[str, str], checkpoint: Checkpoint, config: 
         )
     up, down = checkpoint.shape(side["B"]), checkpoint.shape(side["A"])
     rank = _patterned(config.get("rank_pattern"), module, config["r"])
-    if len(up) != 2 or len(down) != 2 or up[1] != rank or down[0] != rank:
+    if rank < 1 or len(up) != 2 or len(down) != 2 or up[1] != rank or down[0] != rank:
         met = f"{module} in {checkpoint.folder}: B {list(up)}, A {list(down)}, rank {rank}"
         raise MismatchError(
             "An adapter's factors do not have the rank its config gives.", met=met, mend="copy the adapter and its config together"

@@ -23,7 +23,7 @@ from asterism.models.changes import Change, Dense, LowRank, applied
 from asterism.models.checkpoints import Checkpoint
 from asterism.models.digests import folder_digest
 from asterism.models.loading import build, read_config
-from asterism.models.sources import located, recorded
+from asterism.models.sources import HUB, located, recorded
 
 MANIFEST = "library.json"
 FORMAT_VERSION = 1
@@ -58,6 +58,8 @@ class Library:
         self.config: PreTrainedConfig = read_config(self._folder)
         """The generalist's config."""
         self._skeleton = skeleton(self.config)
+        self.anatomy: Anatomy = anatomy_of(self._skeleton)
+        """Where things lie in the generalist, and so in every specialist."""
         self._checkpoint = Checkpoint.open(self._folder)
         self._names = likeness.parameter_names(self._checkpoint, self._skeleton)
         own: Any = self.config.dtype or self._checkpoint.dtype(next(iter(self._names.stored.values())))
@@ -113,10 +115,12 @@ class Library:
         """The specialists, in the order of the manifest."""
         return tuple(self._specialists)
 
-    @cached_property
-    def anatomy(self) -> Anatomy:
-        """Where things lie in the generalist, and so in every specialist."""
-        return anatomy_of(self._skeleton)
+    @property
+    def generalist(self) -> str:
+        """What loads the generalist elsewhere, and names it in adapters: a Hub id, or an absolute path."""
+        if self._generalist_source.startswith(HUB):
+            return self._generalist_source.removeprefix(HUB).partition("@")[0]
+        return str(self._folder.resolve())
 
     @cached_property
     def tokenizer(self) -> Any:

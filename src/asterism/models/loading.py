@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from asterism.core.errors import StorageError, UnsupportedError
+from asterism.core.storage import read_json
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -19,10 +20,12 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise StorageError(
             "A model's config.json is missing.", met=folder, mend="save the model with save_pretrained, or copy its config.json"
         )
+    if not isinstance(read_json(folder / "config.json"), dict):
+        raise StorageError("A model's config is damaged.", met=folder / "config.json", mend="copy the model again")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedError(
             "A model's config cannot be used.", met=f"{folder / 'config.json'}: {first}", mend="use an architecture that transformers knows"
         ) from None

@@ -73,7 +73,7 @@ def _fetched(name: str, revision: str | None) -> Path:
                 pass
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        met = f"{name}{'@' + revision if revision else ''}: {str(error).strip().splitlines()[0]}"
+        met = f"{name}{'@' + revision if revision else ''}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
         mend = "check the id, the network and `hf auth login`; a local model is given by an existing folder"
         raise StorageError("A model could not be fetched from the Hub, and no such folder exists.", met=met, mend=mend) from None
 
