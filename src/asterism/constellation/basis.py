@@ -47,7 +47,7 @@ def make_basis(centroids: Tensor, general_mean: Tensor | None, settings: IndexSe
     else:
         mend = "orthogonalisation lowdin or none, or centring general"
         raise SettingsError("Gram-Schmidt cannot follow centring on the mean.", met=f"{len(centred)} centroids that sum to zero", mend=mend)
-    return Basis(vectors, offset.to(centroids.dtype))
+    return Basis(vectors.contiguous(), offset.to(centroids.dtype))
 
 
 def offset_of(centroids: Tensor, general_mean: Tensor | None, settings: IndexSettings) -> Tensor:

@@ -123,7 +123,8 @@ def read(folder: str | Path) -> tuple[dict[str, Any], IndexSettings, dict[str, T
         raise StaleError("The constellation's settings are no longer known.", met=error.met, mend=AGAIN) from None
     except (KeyError, TypeError):
         raise damaged(folder / INDEX, "settings") from None
-    basis, rows = read_tensors(folder / BASIS), Shelf.open(folder / FINGERPRINTS)
+    basis = {name: tensor.clone() for name, tensor in read_tensors(folder / BASIS).items()}  # aligned anew: same bits from the same sums
+    rows = Shelf.open(folder / FINGERPRINTS)
     signatures = Shelf.open(folder / SIGNATURES) if settings.domain_signatures else Shelf({})
     _check_shapes(folder, index, basis, rows)
     return index, settings, basis, rows, signatures
