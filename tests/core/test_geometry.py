@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asterism.core.errors import DataError, SettingsError
-from asterism.core.geometry import cosine_matrix, gini, gram_schmidt, lowdin, mean_collinearity, orthogonalise, residual_norms
+from asterism.core.geometry import cosine_matrix, gini, gram_schmidt, lowdin, mean_collinearity, orthogonalise, residual_norms, unique_norms
 from tests import oracles
 
 METHODS = {"gram_schmidt": gram_schmidt, "lowdin": lowdin}
@@ -171,6 +171,21 @@ def test_residual_norms_pass_over_dependent_rows():
     want = residual_norms(torch.stack([a, b, c]))
     np.testing.assert_allclose(got, [1, 0, want[1], 0, want[2]], atol=1e-12)
     np.testing.assert_allclose(residual_norms(torch.eye(2)[[0, 1, 0, 1]] + 0.0), [1, 1, 0, 0], atol=1e-12)
+
+
+@given(centroids())
+def test_a_rows_unique_norm_is_its_residual_when_it_comes_last(x):
+    got = unique_norms(x)
+    for k in range(len(x)):
+        last = [*range(k), *range(k + 1, len(x)), k]
+        assert float(got[k]) == pytest.approx(float(residual_norms(x[last])[-1]), abs=1e-9)
+
+
+def test_rows_that_explain_each_other_have_nothing_of_their_own():
+    a, b, c = torch.randn(3, 7, dtype=torch.float64)
+    got = unique_norms(torch.stack([a, 2 * a, b, c]))
+    np.testing.assert_allclose(got, [0, 0, *unique_norms(torch.stack([b, c, a]))[:2]], atol=1e-12)
+    np.testing.assert_allclose(unique_norms(torch.randn(5, 3)), 0, atol=1e-12)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12))

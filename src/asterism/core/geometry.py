@@ -84,6 +84,20 @@ def residual_norms(x: Tensor) -> Tensor:
     return left.to(x.dtype)
 
 
+def unique_norms(x: Tensor) -> Tensor:
+    """Share of each row's norm that no combination of the others explains: x [n, d] -> [n], whatever the order; a dependent row 0.
+
+    What Gram-Schmidt would leave of the row if it came last: 1 / sqrt((G^-1)_kk), G the Gram matrix of the normalised rows.
+    """
+    unit = _unit_rows(x)
+    r = torch.linalg.qr(unit.T, mode="r").R
+    u, s, _ = torch.linalg.svd(r.T)  # [n, n], [m]
+    rank = int((s > _negligible(x)).sum())
+    inverse = (u[:, :rank] / s[:rank]).square().sum(dim=1)
+    entangled = u[:, rank:].norm(dim=1) > 1e-6  # the row takes part in a combination that vanishes
+    return torch.where(entangled, 0.0, inverse.clamp_min(1).rsqrt()).to(x.dtype)
+
+
 def gini(values: Tensor) -> Tensor:
     """Gini coefficient of the sizes |v| along the last axis, [..., n] -> [...]: 0 all equal (or all zero), 1 - 1/n one alone (Table 6)."""
     sizes = values.to(torch.float64).abs().sort(dim=-1).values
