@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,31 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        _swap(temporary, path)
-        _sync_one(path.parent)
-    except OSError as error:
-        raise StorageError(
-            "Could not write.", met=f"{path}: {error.strerror or error}", mend="free some space or choose another place; what was there is untouched"
-        ) from error
+        with told_as_storage_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _sync(temporary)
+            _swap(temporary, path)
+            _sync_one(path.parent)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # whatever went wrong above is the better story
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def told_as_storage_error(path: str | Path) -> Iterator[None]:
+    """Turn a failed write (disk full, no permission), however a library words it, into a StorageError that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        told = _failed_write(error)
+        if told is None:
+            raise
+        mend = "free some space or choose another place; what was there is untouched"
+        raise StorageError("Could not write.", met=f"{path}: {told}", mend=mend) from error
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -59,15 +70,11 @@ def read_json(path: str | Path) -> Any:
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as one safetensors file, atomically."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        try:
-            save_file(contiguous, temporary, metadata=dict(metadata or {}))
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        save_file(contiguous, temporary, metadata=dict(metadata or {}))
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
@@ -104,11 +111,23 @@ def inside(root: str | Path, relative: str) -> Path:
     return whole
 
 
+def _failed_write(error: Exception) -> str | None:
+    """What failed, if `error` is how Python, safetensors or torch report a write that did not succeed."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    of_torch = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
+    return str(error) if of_torch or type(error).__name__ == "SafetensorError" else None
+
+
 def _swap(temporary: Path, path: Path) -> None:
     if path.is_dir():
         old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
         os.rename(path, old)
-        os.rename(temporary, path)
+        try:
+            os.rename(temporary, path)
+        except BaseException:
+            os.rename(old, path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(temporary, path)
