@@ -243,16 +243,16 @@ def test_too_little_text(tmp_path):
 
 
 def test_windows_beyond_the_positions_and_foreign_tokens(tmp_path):
-    with pytest.raises(SettingsError, match="Windows are longer than the model's positions.\n  met:  max_length 129\n  mend: at most 128"):
+    with pytest.raises(SettingsError, match=r"Windows are longer than the model's positions.\n  met:  max_length 129\n  mend: at most 128"):
         run(tmp_path / "out", texts=TEXTS * 3, max_length=129)
-    with pytest.raises(MismatchError, match="The tokenizer has tokens that the model does not know.\n  met:  token 3.., 300 embeddings"):
+    with pytest.raises(MismatchError, match=r"The tokenizer has tokens that the model does not know.\n  met:  token 3.., 300 embeddings"):
         run(tmp_path / "out", model=tiny.tiny_model("gpt2", vocab_size=300))
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator is here")
 def test_a_device_that_is_not_here(tmp_path):
-    with pytest.raises(SettingsError, match="No such device here.\n  met:  cuda"):
+    with pytest.raises(SettingsError, match=r"No such device here.\n  met:  cuda"):
         train(fresh(), tiny.tiny_tokenizer(), TEXTS, tmp_path / "out", TrainingSettings(**SHORT), device="cuda")
 
 
