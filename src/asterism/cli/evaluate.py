@@ -42,14 +42,16 @@ def app(
     from asterism.core.corpus import read_corpus
     from asterism.evaluate.probes import draw
     from asterism.evaluate.run import evaluate
-    from asterism.report.html import write_report
 
     corpus = read_corpus(*data)
     probes = draw(corpus, opened.names, settings)
     known = draw_index_probes(corpus, opened.names, seed=settings.seed) if all(corpus.train.get(name) for name in opened.names) else None
     place = out or opened.root / "evaluation"
     results = evaluate(opened, constellation, probes, settings, out=place, index_probes=known)
-    report = write_report(results, place / "report.html") or place / "report.html"
+    from asterism.report.html import write_report
+
+    report = place / "report.html"
+    write_report(results, report)
 
     def show() -> None:
         from asterism.cli.output import line

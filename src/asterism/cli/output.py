@@ -20,10 +20,11 @@ def line(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table whose columns after the first are numbers."""
-    shown = Table(title=title, title_justify="left", header_style="bold")
+    """A table under a title; columns are numbers, but for the first and those without a name."""
+    shown = Table(header_style="bold")
     for place, name in enumerate(columns):
-        shown.add_column(name, justify="right" if place else "left")
+        shown.add_column(name, justify="right" if place and name else "left")
+    line(f"\n{title}")
     for row in rows:
         shown.add_row(*map(escape, row))
     Console().print(shown)
@@ -61,12 +62,7 @@ def explanation_tables(found: Mapping[str, Any]) -> None:
         ]
         for name, value in sorted(found["coefficients"].items(), key=lambda item: -abs(item[1]))
     ]
-    shown = Table(title="What the text asks for", title_justify="left")
-    for name, side in (("domain", "left"), ("coefficient", "right"), ("", "left"), ("share", "right"), ("nodes led", "right")):
-        shown.add_column(name, justify=side)  # pyright: ignore[reportArgumentType]
-    for row in rows:
-        shown.add_row(*map(escape, row))
-    Console().print(shown)
+    table("What the text asks for", ["domain", "coefficient", "", "share", "nodes led"], rows)
     line(f"entropy {found['entropy']:.2f} of at most {found['largest_entropy']:.2f} bits a node")
     names = found["specialists"]
     layers = [[str(layer["layer"]), layer["most"], *(f"{layer['held'][name]:.0%}" for name in names)] for layer in found["layers"]]
@@ -85,13 +81,12 @@ def diagnosis_tables(found: Mapping[str, Any]) -> None:
     parts = zip(domains, found["counts"], found["residuals"]["gram_schmidt"], found["residuals"]["unique"], strict=True)
     rows = [[name, str(n), f"{left:.3f}", f"{unique:.3f}", _rate(own.get(name, {}))] for name, n, left, unique in parts]
     table("Domains", ["domain", "probes", "left by Gram-Schmidt", "unique", "finds itself (95 %)"], rows)
-    line(
-        f"retrieval, left out: top 1 {_rate(found['retrieval'])}, top 3 {_rate(found['retrieval'], 'top3')} of {found['retrieval']['n']} probes"
-    )
+    index = found["retrieval"]
+    line(f"retrieval of {index['n']} left-out probes: top 1 {_rate(index)}, top 3 {_rate(index, 'top3')}")
     if order := found["order"]:
         orders = f"{'all' if order['exhaustive'] else 'sampled'} {order['orders']} orders"
         line(
-            f"order of Gram-Schmidt: over {orders} {order['unsteady']:.0%} of probes change their domain; the first wins {order['first_wins']:.0%}"
+            f"Gram-Schmidt over {orders}: {order['unsteady']:.0%} of probes change domain, the first domain wins {order['first_wins']:.0%}"
         )
     line(f"\nadvice: {found['advice']}\n{found['reason']}")
     for note in found["notes"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -62,7 +63,16 @@ def from_nothing(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A randomly initialised model of a named shape, and a tokenizer of at most `vocabulary` tokens learnt from `texts`."""
     tokenizer = train_tokenizer(texts, vocabulary)
-    return new_model(shape, tokenizer, hidden=hidden, blocks=blocks, positions=positions, seed=seed), tokenizer
+    model = new_model(shape, tokenizer, hidden=hidden, blocks=blocks, positions=positions, seed=seed)
+    return model, _as_loaded(tokenizer, model)
+
+
+def _as_loaded(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """The tokenizer that `AutoTokenizer` will make of a saved one: for some families another class, which splits words its own way."""
+    with TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
 
 
 def _dataset(name: str) -> list[str]:
