@@ -1,4 +1,4 @@
-# Every target sets up what it needs; .venv is made once and again only when pyproject.toml or constraints.txt change.
+# Every target sets up what it needs; .venv is made once, and again only when what it is made from changes.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +20,7 @@ help:
 setup: $(READY)
 
 # torch comes first and alone, so that the pinned build is the one that everything else finds installed.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py src/asterism/core/_mix.c constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'

@@ -15,12 +15,12 @@ from typer.core import TyperGroup
 from asterism.core.errors import AsterismError
 
 COMMANDS = {
-    "demo": "The whole story, offline: train, index, diagnose, evaluate, report, answers.",
+    "demo": "The whole story offline, from training to answers.",
     "train": "Train a generalist, or a specialist from it.",
     "index": "Fingerprint each domain's probes and write the constellation.",
     "diagnose": "Say whether the library can be composed, and why.",
     "explain": "Show what a text asks of the library, layer by layer.",
-    "compose": "Write the model that a text needs, as a checkpoint or an adapter.",
+    "compose": "Write the model that a text needs.",
     "generate": "Answer texts, each under its own mixture.",
     "evaluate": "Compare the composition with its rivals on held-out probes.",
 }
