@@ -37,8 +37,11 @@ def test_an_unknown_domain_is_named(folder):
 
 
 def test_neither_file_nor_dataset():
-    with pytest.raises(DataError, match="No training text"):
+    with pytest.raises(DataError, match="The dataset cannot be had"):
         training_texts("no-such/dataset", "legal")
+    for path in ("./missing", "/no/such/folder", "texts.jsonl", "a/b/c"):
+        with pytest.raises(DataError, match=f"No text there.\n  met:  {path.removeprefix('./')}\n"):
+            training_texts(path, "legal")
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from asterism.core.corpus import GENERAL, read_corpus, read_texts
-from asterism.core.errors import DataError, StorageError, UnknownName
+from asterism.core.errors import StorageError, UnknownName
+from asterism.models.datasets import dataset_texts
 from asterism.models.scratch import new_model
 from asterism.models.tokenizers import train_tokenizer
 
@@ -19,16 +20,18 @@ GENERALIST = "generalist"
 Shape = Literal["gpt2", "qwen2", "llama"]
 
 
-def training_texts(data: str, name: str, *, share: float = 0.15, seed: int = 42) -> list[str]:
-    """Texts to train `name` on: a file's, a folder's, or those of a dataset by its Hub id (its `train` split's `text` column).
+def training_texts(
+    data: str, name: str, *, share: float = 0.15, seed: int = 42, column: str = "text", limit: int | None = None
+) -> list[str]:
+    """Texts to train `name` on: a file's, a folder's, or the first `limit` of a dataset by its Hub id (its `train` split's `column`).
 
     A folder gives a specialist its own `<name>.train` file, and the generalist `general.train` with `share` of each other domain.
     """
     place = Path(data)
     if place.is_file():
         return read_texts(place)
-    if not place.is_dir():
-        return _dataset(data)
+    if not place.is_dir() and not _looks_like_a_path(data):
+        return dataset_texts(data, column=column, limit=limit)
     train = read_corpus(place).train
     if name != GENERALIST:
         if name not in train:
@@ -75,16 +78,5 @@ def _as_loaded(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Pr
         return AutoTokenizer.from_pretrained(folder)
 
 
-def _dataset(name: str) -> list[str]:
-    from datasets import load_dataset
-
-    mend = 'give a file of {"text": ...} lines, a folder of <domain>.train.jsonl files, or the Hub id of a dataset with a `text` column'
-    try:
-        rows: Any = load_dataset(name, split="train")
-    except Exception as error:  # the Hub client and the builders raise many kinds; each means that there is no text
-        raise DataError(
-            "No training text could be had.", met=f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}", mend=mend
-        ) from None
-    if "text" not in rows.column_names:
-        raise DataError("The dataset has no `text` column.", met=f"{name}: {', '.join(rows.column_names)}", mend=mend)
-    return [text for text in rows["text"] if text.strip()]
+def _looks_like_a_path(data: str) -> bool:
+    return data.startswith(("/", ".", "~")) or data.count("/") > 1 or ".json" in data
