@@ -29,7 +29,7 @@ UNKNOWN = Retrieval(0, None, None, {}, (), "nothing", "every domain has a single
         (0.90, 80, "merge"),
         (0.929, 50, "merge"),
         (0.93, 50, "compose"),
-        (0.97, 95, "compose"),
+        (0.97, 50, "compose"),
         (0.971, 79, "add noise"),
         (0.971, 80, "compose"),
         (0.90, 30, "domains not separable"),
