@@ -16,6 +16,7 @@ from asterism.constellation.mixture import Mixture
 from asterism.constellation.specialist_space import cosine_coefficients, specialist_space
 from asterism.core.corpus import Probe, check_domains
 from asterism.core.storage import digest_of
+from asterism.core.weights import entropy_bits
 from asterism.evaluate.candidates import (
     DEFAULT,
     SPECIALIST_SPACE,
@@ -91,7 +92,7 @@ def evaluate(
                 coefficients = candidate.index.basis.coefficients(reading.generalist.fingerprint[protocol])
                 facts += mixture_facts(candidate.name, mixtures, coefficients, probes)
             if protocol == settings.protocols[0] and candidate.name == DEFAULT:
-                example = _example(probes, mixtures)
+                example = _example(constellation, probes, mixtures, settings)
 
     rows = list(_rows(probes, tokens, losses, settings))
     rows += best_of(rows, f"{TASK_ARITHMETIC}@", TASK_ARITHMETIC)
@@ -184,14 +185,18 @@ def _places(probes: Sequence[Probe], coefficients: Tensor) -> list[dict]:
     ]
 
 
-def _example(probes: Sequence[Probe], mixtures: Sequence[Mixture]) -> dict[str, Any]:
-    from asterism.core.weights import entropy_bits
-
-    chosen = next((row for row, probe in enumerate(probes) if probe.is_cross), 0)
-    mixture, probe = mixtures[chosen], probes[chosen]
+def _example(
+    constellation: Constellation, probes: Sequence[Probe], mixtures: Sequence[Mixture], settings: EvaluationSettings
+) -> dict[str, Any]:
+    if settings.example:
+        text, group = settings.example, ""
+        mixture = constellation.mixture(text, top_k=min(settings.top_k, len(constellation.domains)))
+    else:
+        chosen = next((row for row, probe in enumerate(probes) if probe.is_cross), 0)
+        text, group, mixture = probes[chosen].text, probes[chosen].group, mixtures[chosen]
     return {
-        "text": probe.text,
-        "group": probe.group,
+        "text": text,
+        "group": group,
         "specialists": list(mixture.specialists),
         "coefficients": mixture.coefficients.tolist(),
         "weights": mixture.weights.tolist(),

@@ -36,6 +36,8 @@ class EvaluationSettings(Settings):
     """Padded tokens a batch, at most."""
     scale: str = "library"
     """Label of this library's scale in the tables."""
+    example: str = ""
+    """A query whose mixture is kept for the report's picture; the first cross-domain probe where none is given."""
     seed: int = Field(default=42, ge=0)
     """Seed of the probe sample, of random mixtures and of bootstrap intervals."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from asterism.core.errors import StaleError, StorageError
@@ -75,14 +76,18 @@ def step_of(folder: Path) -> int:
     return int(folder.name.rsplit("-", 1)[1])
 
 
+SAMPLES = 256
+"""Values of each parameter that tell one start from another; a sum would depend on the number of threads."""
+
+
 def _start(model: PreTrainedModel) -> str:
-    """What the run starts from: a cheap digest over every parameter's sum and first values."""
-    return digest_of(
-        [
-            [name, p.shape.numel(), float(p.detach().double().sum()), p.detach().flatten()[:4].tolist()]
-            for name, p in model.named_parameters()
-        ]
-    )
+    """What the run starts from: a cheap digest over values spread evenly through every parameter."""
+
+    def spread(parameter: Tensor) -> list[float]:
+        flat = parameter.detach().flatten()
+        return flat[:: max(1, flat.numel() // SAMPLES)].float().tolist()
+
+    return digest_of([[name, list(parameter.shape), spread(parameter)] for name, parameter in model.named_parameters()])
 
 
 def _differences(lying: Mapping[str, Any], origin: Mapping[str, Any]) -> list[str]:
