@@ -13,7 +13,7 @@ help:
 	@echo "make demo    the whole story, offline: train, index, diagnose, evaluate, report, answers (4 minutes on 2 cores)"
 	@echo "make test    the tests"
 	@echo "make check   style, types, layers, docs in step"
-	@echo "make bench   the benchmarks, quick form"
+	@echo "make bench   the benchmarks; results in benchmarks/results.json"
 	@echo "make docs    reference from docstrings into site/, docs/cli.md from --help"
 	@echo "make setup   only make .venv"
 
@@ -45,7 +45,7 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file --quick || exit 1; done
+	$(BIN)/python benchmarks/everything.py
 
 docs: setup
 	$(ONE_THREAD) $(BIN)/python docs/make_cli.py

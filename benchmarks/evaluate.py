@@ -33,8 +33,8 @@ from asterism.evaluate.settings import EvaluationSettings
 from asterism.models.batching import tokenise
 from asterism.models.changes import Dense
 from asterism.models.library import Library
-from benchmarks.common import options, report
-from benchmarks.libraries import random_library, random_texts
+from common import options, report
+from libraries import random_library, random_texts
 
 
 def main() -> None:
