@@ -109,7 +109,7 @@ def read_adapter(path: str | Path) -> Adapter:
     folder = Path(path)
     config = read_json(folder / "adapter_config.json")
     if not isinstance(config, dict):
-        raise StorageError("An adapter's config is damaged.", met=folder / "adapter_config.json", mend="copy the adapter again")
+        raise _damaged(folder, "not an object")
     _check_plain(config, folder)
     checkpoint = Checkpoint.open(folder, "adapter_model")
     sides: dict[str, dict[str, str]] = {}
@@ -243,9 +243,18 @@ def _check_plain(config: Mapping[str, Any], folder: Path) -> None:
         if value and field not in HARMLESS:
             raise refuse(f"{field} is set")
     if not isinstance(config.get("r"), int) or not isinstance(config.get("lora_alpha"), int | float):
-        raise StorageError(
-            "An adapter's config is damaged.", met=f"{folder / 'adapter_config.json'}: r or lora_alpha", mend="copy the adapter again"
-        )
+        raise _damaged(folder, "r or lora_alpha")
+    for field in ("rank_pattern", "alpha_pattern"):
+        try:
+            for pattern, value in (config.get(field) or {}).items():
+                re.compile(pattern)
+                float(value)
+        except (AttributeError, TypeError, ValueError, re.error):
+            raise _damaged(folder, field) from None
+
+
+def _damaged(folder: Path, what: str) -> StorageError:
+    return StorageError("An adapter's config is damaged.", met=f"{folder / 'adapter_config.json'}: {what}", mend="copy the adapter again")
 
 
 def _pair(module: str, side: Mapping[str, str], checkpoint: Checkpoint, config: Mapping[str, Any]) -> Pair:

@@ -125,7 +125,12 @@ class Library:
     @cached_property
     def tokenizer(self) -> Any:
         """The generalist's tokenizer, which serves every specialist."""
-        return likeness.read_tokenizer(self._folder)
+        tokenizer = likeness.read_tokenizer(self._folder)
+        token, index = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        if index >= self.anatomy.vocabulary:
+            met = f"token {token!r} is {index}, the embedding of {self._folder} has {self.anatomy.vocabulary} rows"
+            raise MismatchError("The tokenizer knows tokens that the model does not.", met=met, mend="take the model's own tokenizer")
+        return tokenizer
 
     def add(self, name: str, source: str | Path) -> None:
         """Check a specialist whole and append it to the manifest; on any error the library stays as it was."""

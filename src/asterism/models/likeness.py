@@ -107,6 +107,9 @@ def check_tokenizer(ours: Path, theirs: Path) -> None:
 
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder; StorageError when there is none or it is damaged."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make up an empty one
+        mend = "save the generalist's tokenizer there with tokenizer.save_pretrained"
+        raise StorageError("A tokenizer is missing.", met=f"{folder} holds none of {', '.join(TOKENIZER_FILES)}", mend=mend)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception
