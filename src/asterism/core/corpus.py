@@ -5,17 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asterism.core.errors import DataError
+from asterism.core.errors import DataError, UnknownName
 
 GENERAL = "general"
 """The one domain name that has no specialist: the generalist's own text."""
 
 _FILE = re.compile(r"^(?:(?P<domain>[^.]+)\.(?P<split>train|heldout)|cross\.(?P<pair>[^.]+)(?:\.[^.]+)?)\.jsonl(?:\.gz)?$")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Probe:
         if not self.text.strip():
             raise DataError("A probe's text is empty.", met=f"probe {self.id!r}", mend="remove it or give it text")
         if not self.domains or len(set(self.domains)) != len(self.domains):
-            raise DataError("A probe names one domain or several different ones.", met=f"{self.id!r}: {list(self.domains)}", mend="e.g. [medical]")
+            raise DataError(
+                "A probe names one domain or several different ones.", met=f"{self.id!r}: {list(self.domains)}", mend="e.g. [medical]"
+            )
 
     @property
     def is_cross(self) -> bool:
@@ -59,36 +63,17 @@ class Corpus:
 
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON-lines file, plain or gzip; DataError names file and line."""
-    path = Path(path)
-    try:
-        with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-        opened = gzip.open(path, "rb") if packed else path.open("rb")
-        with opened as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _row(line, f"{path}:{number}")
-    except (OSError, EOFError) as error:
-        raise DataError("A text file cannot be read.", met=f"{path}: {error}", mend="give JSON lines, plain or gzip") from None
+    return (row for _, row in _placed_rows(Path(path)))
 
 
 def read_texts(path: str | Path) -> list[str]:
     """The `text` of every row of a file."""
-    return [_text(row, f"{path}:{number}") for number, row in enumerate(read_rows(path), 1)]
+    return [_text(row, where) for where, row in _placed_rows(Path(path))]
 
 
 def read_probes(path: str | Path) -> list[Probe]:
     """The probes of one file of rows with `text` and `domains` (or `domain`); `id` is optional."""
-    probes = []
-    for number, row in enumerate(read_rows(path), 1):
-        where = f"{path}:{number}"
-        domains = row.get("domains", row.get("domain"))
-        if isinstance(domains, str):
-            domains = [domains]
-        if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains):
-            raise DataError("A probe's domains are missing.", met=where, mend='add "domains": ["medical"] to the row')
-        probes.append(Probe(str(row.get("id", number)), _text(row, where), tuple(domains)))
-    return probes
+    return [_probe(row, where, str(number)) for number, (where, row) in enumerate(_placed_rows(Path(path)), 1)]
 
 
 def read_corpus(*places: str | Path) -> Corpus:
@@ -98,7 +83,9 @@ def read_corpus(*places: str | Path) -> Corpus:
     """
     corpus = Corpus()
     for place in map(Path, places):
-        if place.is_file():
+        if place.is_file() and _FILE.match(place.name):
+            _take_file(corpus, place)
+        elif place.is_file():
             _take_probes(corpus, read_probes(place))
         elif place.is_dir():
             for path in sorted(place.iterdir()):
@@ -113,8 +100,6 @@ def read_corpus(*places: str | Path) -> Corpus:
 
 def check_domains(probes: Iterable[Probe], known: Sequence[str]) -> None:
     """UnknownName when a probe names a domain that is neither known nor `general`."""
-    from asterism.core.errors import UnknownName
-
     for probe in probes:
         for name in probe.domains:
             if name not in known and name != GENERAL:
@@ -126,21 +111,26 @@ def _take_file(corpus: Corpus, path: Path) -> None:
     if not named:
         return
     if named["pair"]:
-        corpus.cross.extend(_pair(path, named["pair"]))
+        pair = named["pair"].split("-")
+        rows = enumerate(_placed_rows(path), 1)
+        corpus.cross.extend(_probe(row, where, f"{named['pair']}-{n}", pair if len(pair) == 2 else None) for n, (where, row) in rows)
     elif named["split"] == "train":
         corpus.train.setdefault(named["domain"], []).extend(read_texts(path))
     else:
         domain = named["domain"]
-        rows = [Probe(str(row.get("id", f"{domain}-{n}")), _text(row, f"{path}:{n}"), (domain,)) for n, row in enumerate(read_rows(path), 1)]
-        corpus.heldout.setdefault(domain, []).extend(rows)
+        rows = enumerate(_placed_rows(path), 1)
+        probes = [Probe(str(row.get("id", f"{domain}-{n}")), _text(row, where), (domain,)) for n, (where, row) in rows]
+        corpus.heldout.setdefault(domain, []).extend(probes)
 
 
-def _pair(path: Path, pair: str) -> list[Probe]:
-    probes = []
-    for number, row in enumerate(read_rows(path), 1):
-        domains = row.get("domains") or pair.split("-")
-        probes.append(Probe(str(row.get("id", f"{pair}-{number}")), _text(row, f"{path}:{number}"), tuple(domains)))
-    return probes
+def _probe(row: dict[str, Any], where: str, name: str, otherwise: list[str] | None = None) -> Probe:
+    """The probe of a row; `name` and `otherwise` stand in for an absent id and absent domains."""
+    domains = row.get("domains", row.get("domain", otherwise))
+    if isinstance(domains, str):
+        domains = [domains]
+    if not isinstance(domains, list) or not domains or not all(isinstance(domain, str) and domain for domain in domains):
+        raise DataError("A probe's domains are missing.", met=where, mend='add "domains": ["medical"] to the row')
+    return Probe(str(row.get("id", name)), _text(row, where), tuple(domains))
 
 
 def _take_probes(corpus: Corpus, probes: list[Probe]) -> None:
@@ -151,9 +141,23 @@ def _take_probes(corpus: Corpus, probes: list[Probe]) -> None:
             corpus.heldout.setdefault(probe.domains[0], []).append(probe)
 
 
+def _placed_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, object) of every line that is not blank."""
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rb") if packed else path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    where = f"{path}:{number}"
+                    yield where, _row(line, where)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError("A text file cannot be read.", met=f"{path}: {error}", mend="give JSON lines, plain or gzip") from None
+
+
 def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))  # a byte order mark is no part of the text
     except UnicodeDecodeError as error:
         raise DataError("A line is not UTF-8.", met=f"{where}, byte {error.start}", mend="convert the file to UTF-8") from None
     except json.JSONDecodeError as error:
@@ -167,4 +171,6 @@ def _text(row: dict[str, Any], where: str) -> str:
     text = row.get("text")
     if not isinstance(text, str) or not text.strip():
         raise DataError("A row has no text.", met=where, mend='give it a non-empty "text"')
+    if _SURROGATE.search(text):
+        raise DataError("A text is not valid Unicode.", met=where, mend="remove its lone surrogate (\\ud800-\\udfff)")
     return text

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+SHOWN = 20
+"""Known names that an UnknownName lists."""
+
 
 class AsterismError(Exception):
     """What is wrong, what was met, how to mend it: all three, always."""
@@ -38,7 +41,7 @@ class UnsupportedError(AsterismError):
     """An architecture, adapter or request that asterism cannot represent exactly."""
 
 
-class UnknownName(AsterismError, LookupError):
+class UnknownName(AsterismError, LookupError):  # noqa: N818
     """A name that is not among the known ones; the nearest known name is offered."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
@@ -46,6 +49,8 @@ class UnknownName(AsterismError, LookupError):
         near = get_close_matches(str(name), names, n=1)
         if near:
             mend = f"did you mean {near[0]!r}?"
+        elif names:
+            mend = "choose from " + ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         else:
-            mend = "choose from " + ", ".join(names) if names else f"there is no {kind} yet"
+            mend = f"there is no {kind} yet"
         super().__init__(f"No such {kind}.", met=repr(name), mend=mend)

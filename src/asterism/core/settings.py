@@ -17,7 +17,7 @@ from asterism.core.errors import SettingsError, StorageError, UnknownName
 class Settings(BaseModel):
     """Base of all settings. A docstring under each field is its help, in Python and on the command line alike."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -53,10 +53,13 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 
 def _told(cls: type[Settings], error: ValidationError) -> SettingsError | UnknownName:
-    first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"])
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         return UnknownName(f"setting of {cls.__name__}", name, cls.model_fields)
-    field = cls.model_fields.get(str(first["loc"][0])) if first["loc"] else None
-    wrong = f"{cls.__name__}.{name} is not usable: {first['msg']}." if name else f"{cls.__name__}: {first['msg']}."
+    of_field = [each["msg"].removeprefix("Value error, ") for each in errors if each["loc"][:1] == first["loc"][:1]]
+    told = ", or: ".join(dict.fromkeys(of_field))  # each way that a union could have been met
+    field = cls.model_fields.get(name)
+    wrong = f"{cls.__name__}.{name} is not usable: {told}." if name else f"{cls.__name__}: {told}."
     return SettingsError(wrong, met=repr(first.get("input")), mend=(field and field.description) or "see its documentation")

@@ -23,6 +23,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises StorageError, naming `path`, when the disk is full or the place cannot be written.
     """
     path = Path(path)
+    if not path.name:
+        raise StorageError("Not a place to write to.", met=repr(str(path)), mend="name a file or a folder")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with told_as_storage_error(path):
@@ -73,8 +75,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata=dict(metadata or {}))
+        save_file(_apart(tensors), temporary, metadata=dict(metadata or {}))
 
 
 def read_tensors(path: str | Path) -> dict[str, Any]:
@@ -119,6 +120,18 @@ def _failed_write(error: Exception) -> str | None:
     return str(error) if of_torch or type(error).__name__ == "SafetensorError" else None
 
 
+def _apart(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors on the CPU, contiguous, no two in one storage (safetensors writes each by itself)."""
+    met: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        apart[name] = plain.clone() if place in met else plain
+        met.add(place)
+    return apart
+
+
 def _swap(temporary: Path, path: Path) -> None:
     if path.is_dir():
         old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
@@ -128,7 +141,7 @@ def _swap(temporary: Path, path: Path) -> None:
         except BaseException:
             os.rename(old, path)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        old.unlink() if old.is_symlink() else shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(temporary, path)
 
