@@ -109,6 +109,11 @@ def test_top_k_takes_the_largest_sizes_and_the_earlier_of_equals(values, data):
     assert got == sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))[:k]
 
 
+def test_ties_go_to_the_earlier_however_many_domains_there_are():
+    assert top_k(torch.ones(5000), 3).tolist() == [0, 1, 2]
+    assert top_k(torch.arange(5000) % 2 * 1.0, 3).tolist() == [1, 3, 5]
+
+
 def test_top_k_is_batched_and_refuses_more_than_there_are():
     assert top_k(torch.tensor([[0.1, -3.0, 2.0], [5.0, 5.0, -6.0]]), 2).tolist() == [[1, 2], [2, 0]]
     for k in (0, 4):
