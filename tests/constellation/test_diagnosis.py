@@ -1,19 +1,21 @@
 """The diagnosis: its measurements, its advice at every threshold, and the cases where something cannot be measured."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from asterism.constellation.diagnosis import advise, diagnose, diagnosis_of
+from asterism.constellation.index import Constellation
 from asterism.constellation.separation import Retrieval
 from asterism.constellation.settings import IndexSettings
 from asterism.core.errors import DataError
+from asterism.core.geometry import cosine_matrix, residual_norms
 from asterism.core.statistics import wilson
 from tests import oracles
 from tests.constellation.test_separation import domains
+from tests.tiny import tiny_library, tiny_probes
 
 
 def figure(wins, n):
@@ -166,10 +168,17 @@ def test_the_dictionary_is_json_and_complete():
     }
 
 
-def test_a_constellation_is_diagnosed_from_what_it_stores():
-    fingerprints = domains()
-    stored = SimpleNamespace(domains=tuple(fingerprints), fingerprints=fingerprints.get, general_mean=None, settings=IndexSettings())
-    assert diagnose(stored).to_dict() == diagnosis_of(fingerprints, None, IndexSettings()).to_dict()  # type: ignore[arg-type]
+def test_a_constellation_is_diagnosed_from_what_it_stores(tmp_path, monkeypatch):
+    library = tiny_library(tmp_path)
+    built = Constellation.build(library, tiny_probes())
+    monkeypatch.setattr(type(library), "model", None)  # no model is run
+    found = diagnose(built)
+    assert found.domains == built.domains
+    assert found.counts == built.counts
+    np.testing.assert_allclose(found.collinearity, cosine_matrix(built.centroids), atol=1e-6)
+    np.testing.assert_allclose(found.residuals, residual_norms(built.centroids), atol=1e-5)
+    assert found.settings == built.settings
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_what_cannot_be_diagnosed_is_refused_by_name():
