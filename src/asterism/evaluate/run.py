@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asterism.compose.composer import Composer
 from asterism.compose.settings import CompositionSettings
+from asterism.constellation.diagnosis import diagnose
 from asterism.constellation.index import Constellation
 from asterism.constellation.mixture import Mixture
 from asterism.constellation.specialist_space import cosine_coefficients, specialist_space
@@ -111,6 +112,7 @@ def evaluate(
         "retrieval": _retrieval(library, constellation, reading, probes, space, settings, composed),
         "correlation": [{"seed": settings.seed, **correlation(reading, _coefficients(constellation, reading))}],
         "collinearity": collinearity(constellation),
+        "diagnosis": diagnose(constellation).to_dict(),
         "mixtures": facts,
         "probes": _places(probes, _coefficients(constellation, reading)),
         "example": example,

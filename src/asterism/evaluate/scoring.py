@@ -99,5 +99,8 @@ def states_of(model: Any, module_path: str | None) -> Iterator[list[Tensor]]:
 
 
 def logits_of(model: Any, ids: Tensor) -> Tensor:
-    """Logits [B, T, V]; right padding needs no mask under causal attention, padded positions are never scored."""
-    return model(input_ids=ids, use_cache=False).logits
+    """Logits [B, T, V] of right-padded ids [B, T]; padded positions hold values without meaning and are never scored.
+
+    Attention is causal, so padding on the right needs no mask; one of ones keeps transformers from advising one.
+    """
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
