@@ -27,4 +27,4 @@ def compose(library: Library, mixture: Mixture, settings: CompositionSettings | 
         terms = plan.terms(name, library.change)
         if terms is not None:
             write(parameters[name], terms, lambda name=name: library.tensor(name), library.anatomy.output_axes[name])
-    return model
+    return model.requires_grad_(True)

@@ -90,8 +90,7 @@ def running_mixed(
             own = {local: names[id(tensor)] for local, tensor in module._parameters.items() if tensor is not None}
             mine = {local: terms[name] for local, name in own.items() if name in terms}
             if mine:
-                axes = {local: plan.anatomy.output_axes[name] for local, name in own.items()}
-                _patch(stack, module, _mixed_forward(module, mine, axes, rows))
+                _patch(stack, module, _mixed_forward(module, mine, rows))
         yield
 
 
@@ -121,19 +120,19 @@ def _patch(stack: ExitStack, module: nn.Module, forward: Run) -> None:
     stack.callback(undo)
 
 
-def _mixed_forward(module: nn.Module, terms: dict[str, Terms], axes: dict[str, int], rows: Rows) -> Run:
+def _mixed_forward(module: nn.Module, terms: dict[str, Terms], rows: Rows) -> Run:
     if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
-        return _matrix_forward(module, terms, axes["weight"], rows)
+        return _matrix_forward(module, terms, rows)
     if any(tensor is not None and tensor.ndim != 1 for tensor in module._parameters.values()):
         raise UnsupportedError("A module cannot run mixed.", met=type(module).__name__, mend="materialise the mixture instead")
     return _vector_forward(module, terms, rows)
 
 
-def _matrix_forward(module: nn.Linear | Conv1D | nn.Embedding, terms: dict[str, Terms], axis: int, rows: Rows) -> Run:
+def _matrix_forward(module: nn.Linear | Conv1D | nn.Embedding, terms: dict[str, Terms], rows: Rows) -> Run:
     """out = c0 theta_G x + sum_i W_i (theta_i x) + bias, each product on the rows that have weight in it."""
     weight, own_bias = module._parameters["weight"], module._parameters.get("bias")
     assert weight is not None
-    passes = _passes(module, weight, terms.get("weight", Terms(1.0, ())), axis, rows.distinct)
+    passes = _passes(module, weight, terms.get("weight", Terms(1.0, ())), rows.distinct)
     bias = composed_vectors(terms["bias"], own_bias, rows.distinct) if "bias" in terms and own_bias is not None else None
     prepared: dict[int, tuple[list[Pass], Tensor | None, bool]] = {}
 
@@ -182,9 +181,7 @@ def _fitted(weights: Tensor, y: Tensor) -> Tensor:
     return weights if weights.ndim == 1 or y.ndim == 3 else weights.view(weights.shape[0], *[1] * (y.ndim - 2), weights.shape[-1])
 
 
-def _passes(
-    module: nn.Linear | Conv1D | nn.Embedding, weight: Tensor, terms: Terms, axis: int, groups: int
-) -> list[tuple[Tensor | None, Run]]:
+def _passes(module: nn.Linear | Conv1D | nn.Embedding, weight: Tensor, terms: Terms, groups: int) -> list[tuple[Tensor | None, Run]]:
     """(weights [G, out], or None for 1 everywhere; inputs -> outputs), one for every tensor that takes part, biases left out."""
     product = _product(module)
     passes: list[tuple[Tensor | None, Run]] = []
@@ -196,8 +193,8 @@ def _passes(
         if isinstance(part.change, Dense):
             passes.append((part.weights, lambda x, tensor=part.change.tensor: product(x, tensor)))
         else:
-            first, second = _factors(module, part.change.up.to(weight.dtype), part.change.down.to(weight.dtype), axis)
-            passes.append((part.weights, lambda x, first=first, second=second: F.linear(product(x, first), second)))
+            up, down = part.change.up.to(weight.dtype), part.change.down.to(weight.dtype)
+            passes.append((part.weights, lambda x, up=up, down=down: F.linear(F.linear(x, down), up)))
     return passes
 
 
@@ -214,16 +211,6 @@ def _product(module: nn.Linear | Conv1D | nn.Embedding) -> Callable[[Tensor, Ten
             return original(ids)
 
     return look_up
-
-
-def _factors(module: nn.Module, up: Tensor, down: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Low-rank change up [out, r], down [r, in] of a parameter -> (matrix for the module's product, matrix for `F.linear`).
-
-    A tied head meets its weight under the embedding's name: outputs and inputs are then the other way round.
-    """
-    if isinstance(module, nn.Linear):
-        return (down, up) if axis == 0 else (up.T, down.T)
-    return down.T, up
 
 
 def _vector_forward(module: nn.Module, terms: dict[str, Terms], rows: Rows) -> Run:
