@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from asterism.core.errors import StorageError, UnknownName
-from asterism.models import digests
+from asterism.models import digests, likeness
 from asterism.models.changes import Dense, LowRank
 from asterism.models.checkpoints import Checkpoint
 from asterism.models.library import Library
@@ -243,17 +243,22 @@ def test_fields_that_do_not_shape_the_model_may_differ(tmp_path):
     assert Library.open(tmp_path).names == ("medical",)
 
 
-def test_tokenizer_files_may_differ_in_what_does_not_matter(tmp_path):
+def test_tokenizer_files_may_differ_in_what_does_not_matter(tmp_path, monkeypatch):
     tiny.tiny_library(tmp_path, names=("medical",))
     path = tmp_path / "medical" / "tokenizer.json"
     content = json.loads(path.read_text())
     content["model"]["merges"] = [" ".join(merge) if isinstance(merge, list) else merge.split(" ") for merge in content["model"]["merges"]]
     content["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
     path.write_text(json.dumps(content))
-    assert Library.open(tmp_path).names == ("medical",)
+    library = Library.open(tmp_path)
+    parsed = []
+    monkeypatch.setattr(likeness, "_tokenizing", lambda path: parsed.append(path) or {})
+    library.add("legal", shutil.copytree(tmp_path / "medical", tmp_path / "legal"))
+    assert parsed == []  # a file found alike is not parsed again
     for file in (tmp_path / "medical").glob("tokenizer*"):
         file.unlink()
-    assert Library.open(tmp_path).names == ("medical",)
+    assert Library.open(tmp_path).names == ("medical", "legal")
+    assert len(parsed) == 2
     assert Library.open(tmp_path).tokenizer("the patient")["input_ids"] == tiny.tiny_tokenizer()("the patient")["input_ids"]
 
 

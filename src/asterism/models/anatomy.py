@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from asterism.core.errors import UnsupportedError
@@ -89,7 +90,7 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     Raises UnsupportedError for a config that is not a causal LM's.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():
             model = AutoModelForCausalLM.from_config(config)
     except ValueError as error:
         mend = "give a decoder-only model that AutoModelForCausalLM can load"

@@ -57,16 +57,18 @@ class Library:
             raise UnsupportedError("The generalist is an adapter.", met=self._folder, mend="give its base model as the generalist")
         self.config: PreTrainedConfig = read_config(self._folder)
         """The generalist's config."""
-        self._skeleton = skeleton(self.config)
-        self.anatomy: Anatomy = anatomy_of(self._skeleton)
+        bones = skeleton(self.config)
+        self.anatomy: Anatomy = anatomy_of(bones)
         """Where things lie in the generalist, and so in every specialist."""
+        self._expected = likeness.Expected(bones)
         self._checkpoint = Checkpoint.open(self._folder)
-        self._names = likeness.parameter_names(self._checkpoint, self._skeleton)
+        self._names = likeness.parameter_names(self._checkpoint, self._expected)
         own: Any = self.config.dtype or self._checkpoint.dtype(next(iter(self._names.stored.values())))
         self.dtype: torch.dtype = dtype or own
         """Dtype of every tensor and model given out: the generalist's own unless chosen."""
         self._tensors: dict[str, Tensor] = {}
         self._equal: set[tuple[str, str]] = set()
+        self._alike: set[str] = set()
         self._specialists: dict[str, _Full | Adapter] = {}
         self._model: PreTrainedModel | None = None
         self._models: OrderedDict[str, PreTrainedModel] = OrderedDict()
@@ -226,14 +228,14 @@ class Library:
 
     def _opened(self, source: str) -> _Full | Adapter:
         folder = located(source, self.root)
-        likeness.check_tokenizer(self._folder, folder)
+        likeness.check_tokenizer(self._folder, folder, self._alike)
         if (folder / "adapter_config.json").is_file():
             adapter = read_adapter(folder)
             check_base(adapter, self._generalist_source, self._folder, self.root)
-            return adapter.fitted(self.anatomy, self._skeleton.base_model_prefix)
+            return adapter.fitted(self.anatomy, self._expected.prefix)
         likeness.check_architecture(self.config, self._folder, folder)
         checkpoint = Checkpoint.open(folder)
-        return _Full(checkpoint, likeness.parameter_names(checkpoint, self._skeleton))
+        return _Full(checkpoint, likeness.parameter_names(checkpoint, self._expected))
 
     def _read(self, checkpoint: Checkpoint, names: likeness.Names, parameter: str) -> Tensor:
         tensor = checkpoint.tensor(names.stored[parameter], dtype=self.dtype, device=self.device)

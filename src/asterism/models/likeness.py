@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from asterism.core.errors import MismatchError, StorageError, UnsupportedError
-from asterism.core.storage import read_json
+from asterism.core.storage import file_digest, read_json
 from asterism.models.checkpoints import Checkpoint
 from asterism.models.loading import read_config
 
@@ -37,8 +38,12 @@ class Names:
 
 
 def check_architecture(ours: PreTrainedConfig, ours_at: Path, theirs_at: Path) -> None:
-    """MismatchError naming the first config field that shapes the model and differs; equal files are not parsed."""
-    if theirs_at.joinpath("config.json").is_file() and _bytes(ours_at / "config.json") == _bytes(theirs_at / "config.json"):
+    """MismatchError naming the first config field that shapes the model and differs; defaults left out of a file count.
+
+    Files that say the same are not looked at further.
+    """
+    path = theirs_at / "config.json"
+    if path.is_file() and _written(read_json(ours_at / "config.json")) == _written(read_json(path)):
         return
     mine, other = _shaping(ours), _shaping(read_config(theirs_at))
     for field in sorted(mine.keys() | other.keys(), key=lambda field: (field != "model_type", field)):
@@ -49,49 +54,64 @@ def check_architecture(ours: PreTrainedConfig, ours_at: Path, theirs_at: Path) -
             )
 
 
-def parameter_names(checkpoint: Checkpoint, skeleton: PreTrainedModel) -> Names:
+class Expected:
+    """What a checkpoint of one model must hold; read once from a skeleton."""
+
+    def __init__(self, skeleton: PreTrainedModel) -> None:
+        once = {id(parameter): name for name, parameter in skeleton.named_parameters()}
+        self.prefix = skeleton.base_model_prefix
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
+        self.owner = {name: once[id(parameter)] for name, parameter in skeleton.named_parameters(remove_duplicate=False)}
+        """Parameter by each of its names: a tied head's name stands for the embedding."""
+        if odd := skeleton.state_dict().keys() - self.owner.keys():
+            raise UnsupportedError("A model keeps buffers in its checkpoint.", met=min(odd), mend="use an architecture named in the README")
+
+    def parameter(self, name: str) -> str | None:
+        """The parameter that a stored name means: as it is, with the base model's prefix, or GPT-NeoX's head before transformers 5."""
+        return self.owner.get(name) or self.owner.get(f"{self.prefix}.{name}") or self.owner.get(re.sub(r"^embed_out\.", "lm_head.", name))
+
+
+def parameter_names(checkpoint: Checkpoint, expected: Expected) -> Names:
     """Match the tensors of a checkpoint to a model's parameters by name and shape.
 
     Names may lack the base model's prefix (`h.0...` for `transformer.h.0...`); a tied head may be there or not; buffers of
     old transformers are passed over. Anything else missing, left over or of another shape is a MismatchError naming it.
     """
-    once = {id(parameter): name for name, parameter in skeleton.named_parameters()}
-    shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
-    owner = {name: once[id(parameter)] for name, parameter in skeleton.named_parameters(remove_duplicate=False)}
-    if odd := skeleton.state_dict().keys() - owner.keys():
-        raise UnsupportedError("A model keeps buffers in its checkpoint.", met=min(odd), mend="use one of the architectures in the README")
     stored: dict[str, str] = {}
     twins: dict[str, tuple[str, ...]] = {}
     for name in checkpoint.names:
-        known = _known(name, owner, skeleton.base_model_prefix)
-        if known is None:
+        parameter = expected.parameter(name)
+        if parameter is None:
             if OLD_BUFFERS.fullmatch(name):
                 continue
             raise MismatchError("A checkpoint holds a tensor that the model has not.", met=f"{name} in {checkpoint.folder}", mend=_MEND)
-        parameter = owner[known]
-        if checkpoint.shape(name) != shapes[parameter]:
-            met = f"{name} in {checkpoint.folder} is {list(checkpoint.shape(name))}, not {list(shapes[parameter])}"
+        if checkpoint.shape(name) != expected.shapes[parameter]:
+            met = f"{name} in {checkpoint.folder} is {list(checkpoint.shape(name))}, not {list(expected.shapes[parameter])}"
             raise MismatchError("A tensor has another shape than the generalist's.", met=met, mend=_MEND)
         checkpoint.dtype(name)
         if parameter in stored:
             twins[parameter] = (*twins.get(parameter, ()), name)
         else:
             stored[parameter] = name
-    if missing := [name for name in shapes if name not in stored]:
+    if missing := [name for name in expected.shapes if name not in stored]:
         raise MismatchError("A checkpoint lacks a tensor of the model.", met=f"{missing[0]} in {checkpoint.folder}", mend=_MEND)
     return Names(stored, twins)
 
 
-def check_tokenizer(ours: Path, theirs: Path) -> None:
+def check_tokenizer(ours: Path, theirs: Path, alike: set[str]) -> None:
     """MismatchError naming the part of the tokenizer that differs. A specialist without tokenizer files passes.
 
-    Files equal byte by byte are not parsed; padding, truncation and how text is decoded do not matter.
+    Files equal byte by byte are not parsed; padding, truncation and how text is decoded do not matter. `alike` collects the
+    digests of files found alike, so that specialists saved by one program are compared once.
     """
     present = [name for name in TOKENIZER_FILES if (theirs / name).is_file()]
     if not present:
         return
     shared = [name for name in present if (ours / name).is_file()]
-    if shared and _bytes(ours / shared[0]) == _bytes(theirs / shared[0]):
+    if shared and filecmp.cmp(ours / shared[0], theirs / shared[0], shallow=False):
+        return
+    digest = file_digest(theirs / present[0])
+    if digest in alike:
         return
     if "tokenizer.json" in shared:
         mine, other = _tokenizing(ours / "tokenizer.json"), _tokenizing(theirs / "tokenizer.json")
@@ -100,9 +120,9 @@ def check_tokenizer(ours: Path, theirs: Path) -> None:
     for part in mine:
         if mine[part] != other[part]:
             mend = "fine-tune with the generalist's tokenizer; if only its file differs, remove the tokenizer files beside the specialist"
-            raise MismatchError(
-                "A specialist has another tokenizer than the generalist.", met=f"{_difference(part, mine, other)} in {theirs}", mend=mend
-            )
+            met = f"{_difference(part, mine, other)} in {theirs}"
+            raise MismatchError("A specialist has another tokenizer than the generalist.", met=met, mend=mend)
+    alike.add(digest)
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -122,13 +142,12 @@ def read_tokenizer(folder: Path) -> Any:
 _MEND = "use a model fine-tuned from this generalist, saved whole with save_pretrained"
 
 
-def _known(name: str, owner: Mapping[str, str], prefix: str) -> str | None:
-    renamed = re.sub(r"^embed_out\.", "lm_head.", name)  # GPT-NeoX's head, renamed in transformers 5
-    return next((spelt for spelt in (name, f"{prefix}.{name}", renamed) if spelt in owner), None)
+def _written(content: Any) -> Any:
+    return {field: value for field, value in content.items() if not COSMETIC.fullmatch(field)} if isinstance(content, dict) else None
 
 
 def _shaping(config: PreTrainedConfig) -> dict[str, Any]:
-    values = {field: value for field, value in config.to_dict().items() if not COSMETIC.fullmatch(field)}
+    values = _written(config.to_dict())
     rope = values.get("rope_parameters") or {}
     kinds = {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
     if kinds <= {"default", "llama3", "linear", "yarn"}:  # how long texts may be; learned positions show in a tensor's shape
@@ -160,10 +179,3 @@ def _difference(part: str, mine: Mapping[str, Any], other: Mapping[str, Any]) ->
         token = min((key for key in left.keys() | right.keys() if left.get(key) != right.get(key)), key=str)
         return f"{part}: {token!r} is {right.get(token)}, {left.get(token)} in the generalist,"
     return f"{part} differs"
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StorageError("A file cannot be read.", met=f"{path}: {error.strerror}", mend="check the folder") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from asterism.core.errors import StorageError, UnsupportedError
 from asterism.core.storage import read_json
@@ -42,7 +43,7 @@ def build(config: PreTrainedConfig, tensors: Mapping[str, Tensor], dtype: torch.
     """
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), no_init_weights():
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     model.load_state_dict(dict(tensors), strict=False, assign=True)
     model.tie_weights()
