@@ -31,17 +31,15 @@ from experiments.compose.__main__ import opened, test_probes
 from experiments.compose.models import DOMAINS
 
 KNOBS: dict[str, list[dict]] = {
-    "basis": [
-        {"orthogonalisation": o, "centring": c} for o in ("gram_schmidt", "lowdin", "none") for c in ("none", "general", "mean")
-    ],
-    "layers": [{"layers": layers} for layers in (1, 2, 4, 6, "all")],
+    "basis": [{"orthogonalisation": o, "centring": c} for o in ("gram_schmidt", "lowdin", "none") for c in ("none", "general", "mean")],
+    "ranking": [{"ranking": r} for r in ("signed", "absolute")],
+    "layers": [{"layers": layers} for layers in (1, 4, 6, "all")],
     "top_k": [{"top_k": k} for k in (1, 2, 3, 4)],
     "node_map": [{"node_map": m} for m in ("hidden", "tiled", "mean")],
     "scale": [{"mix": "deltas", "scale": s} for s in (0.8, 1.0, 1.2, 1.4)],
 }  # fmt: skip
-START = {
-    "orthogonalisation": "lowdin", "centring": "none", "layers": "all", "top_k": 3, "node_map": "tiled", "mix": "specialists", "scale": 1.0,
-}  # fmt: skip
+START = {"orthogonalisation": "lowdin", "centring": "none", "ranking": "signed", "layers": "all", "top_k": 3}
+START |= {"node_map": "tiled", "mix": "specialists", "scale": 1.0}
 
 
 def main() -> None:
@@ -93,7 +91,7 @@ def validation_probes(corpus: Corpus) -> list[Probe]:
 def candidates(constellation: Constellation, choice: dict) -> Iterator[Composed]:
     """The composition of one choice; none where the settings exclude each other."""
     try:
-        index = constellation.with_settings(IndexSettings(orthogonalisation=choice["orthogonalisation"], centring=choice["centring"]))
+        index = constellation.with_settings(IndexSettings(**{key: choice[key] for key in ("orthogonalisation", "centring", "ranking")}))
         composition = CompositionSettings(**{key: choice[key] for key in ("layers", "node_map", "mix", "scale")})
     except AsterismError as error:
         print(f"left out: {error}")

@@ -13,7 +13,8 @@ class CompositionSettings(Settings):
     """Which parameters are composed and how a mixture's weights reach them. `paper()` gives the paper's choice."""
 
     layers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"] = "all"
-    """The last L blocks, a list of blocks counted from 0, or everything (blocks by node; embeddings, final norm and head by mean weight)."""
+    """The last L blocks, a list of blocks counted from 0, or everything (blocks by node; embeddings, final norm and head by mean
+    weight)."""
     node_map: Literal["hidden", "tiled", "mean", "per_module"] = "tiled"
     """How [K, d] weights reach an output axis that is not d. `hidden`: d takes its nodes, anything else the mean; `tiled`: m*d
     repeats them too; `mean`: the mean weight everywhere; `per_module`: weights from a signature at that module's own output."""

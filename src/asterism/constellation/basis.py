@@ -40,7 +40,7 @@ def make_basis(centroids: Tensor, general_mean: Tensor | None, settings: IndexSe
     """
     offset = offset_of(centroids.double(), general_mean, settings)
     centred = noisy(centroids.double() - offset, settings).to(centroids.dtype)  # the dtype tells what counts as dependent
-    if settings.centring != "mean" or settings.orthogonalisation == "none":
+    if settings.centring != "mean" or settings.orthogonalisation == "none" or len(centred) == 1:
         vectors = orthogonalise(centred, settings.orthogonalisation)
     elif settings.orthogonalisation == "lowdin":
         vectors = normalize(lowdin(centred, nullity=1), dim=1)
@@ -52,7 +52,7 @@ def make_basis(centroids: Tensor, general_mean: Tensor | None, settings: IndexSe
 
 def offset_of(centroids: Tensor, general_mean: Tensor | None, settings: IndexSettings) -> Tensor:
     """[d] what centring subtracts: zeros, the general probes' mean fingerprint, or the mean of the centroids."""
-    if settings.centring == "none":
+    if settings.centring == "none" or (settings.centring == "mean" and len(centroids) == 1):
         return torch.zeros_like(centroids[0])
     if settings.centring == "mean":
         return centroids.mean(dim=0)

@@ -27,7 +27,9 @@ class Mixture:
         if len(set(self.specialists)) != len(self.specialists) or not self.specialists:
             raise SettingsError("A mixture names different specialists, at least one.", met=list(self.specialists), mend="remove doubles")
         if self.weights.ndim != 2 or len(self.weights) != len(self.specialists):
-            raise SettingsError("A mixture has one row of weights a specialist.", met=tuple(self.weights.shape), mend=f"[{len(self.specialists)}, d]")
+            raise SettingsError(
+                "A mixture has one row of weights a specialist.", met=tuple(self.weights.shape), mend=f"[{len(self.specialists)}, d]"
+            )
 
     @classmethod
     def fixed(cls, shares: Mapping[str, float], nodes: int) -> Mixture:

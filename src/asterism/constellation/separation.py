@@ -103,7 +103,7 @@ def leave_one_out(fingerprints: Mapping[str, Tensor], general_mean: Tensor | Non
             rest = sums.index_add(0, owners, -left.double())
             kept = counts - torch.bincount(owners, minlength=len(names))
             basis = make_basis((rest / kept[:, None]).to(left.dtype), general_mean, settings)
-            best = top_k(basis.coefficients(left), min(3, len(names)))  # [G, 3]
+            best = top_k(basis.coefficients(left), min(3, len(names)), signed=settings.ranking == "signed")  # [G, 3]
             hits = best == owners[:, None]
             first.index_add_(0, owners, hits[:, 0].long())
             three.index_add_(0, owners, hits.any(dim=1).long())
@@ -118,9 +118,11 @@ def leave_one_out(fingerprints: Mapping[str, Tensor], general_mean: Tensor | Non
 def order_sensitivity(fingerprints: Mapping[str, Tensor], general_mean: Tensor | None, settings: IndexSettings) -> OrderSensitivity:
     """Gram-Schmidt under other orders of the domains: all N! up to EXHAUSTIVE_UP_TO domains, above that a seeded sample.
 
-    Centring and noise as in `settings`, whose orthogonalisation plays no part. After one QR everything happens in the centroids'
+    Centring and noise as in `settings` (centring on the mean, which Gram-Schmidt cannot follow, counts as none), whose
+    orthogonalisation plays no part. After one QR everything happens in the centroids'
     span, so an order costs O(N^3), not O(N^2 d). Raises DataError where the centroids depend on one another.
     """
+    settings = settings.changed(centring="none") if settings.centring == "mean" else settings
     rows = list(fingerprints.values())
     centroids = torch.stack([each.double().mean(dim=0) for each in rows])  # [N, d]
     offset = offset_of(centroids, general_mean, settings)

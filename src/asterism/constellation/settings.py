@@ -14,8 +14,11 @@ class IndexSettings(Settings):
 
     orthogonalisation: Literal["gram_schmidt", "lowdin", "none"] = "lowdin"
     """How centroids become a basis: Eq. 3 in the order given, symmetrically (order-free), or only normalised."""
-    centring: Literal["none", "general", "mean"] = "none"
-    """What is subtracted first: nothing, the general probes' mean fingerprint, or the mean of the centroids."""
+    centring: Literal["none", "general", "mean"] = "mean"
+    """What is subtracted first: nothing, the general probes' mean fingerprint, or the mean of the centroids (nothing where there is
+    one domain)."""
+    ranking: Literal["signed", "absolute"] = "signed"
+    """Whether the top K have the largest coefficients, or the largest absolute ones (section 3.3; negative ones get no weight)."""
     layer: int | Literal["final"] = "final"
     """Fingerprint layer: the final hidden state (after the last norm), or the output of a block counted from 0."""
     max_length: int = Field(default=256, ge=2)
@@ -31,8 +34,8 @@ class IndexSettings(Settings):
 
     @classmethod
     def paper(cls, **values) -> IndexSettings:
-        """The paper's settings: Gram-Schmidt in the order given, no centring, final hidden state."""
-        return cls(**{"orthogonalisation": "gram_schmidt", "centring": "none", **values})
+        """The paper's settings: Gram-Schmidt in the order given, no centring, top K by absolute coefficient, final hidden state."""
+        return cls(**{"orthogonalisation": "gram_schmidt", "centring": "none", "ranking": "absolute", **values})
 
 
 class MixtureSettings(Settings):

@@ -50,11 +50,11 @@ def mixtures_of(
     """One mixture a row of `coefficients` [n, N], whose columns are `names` (section 3.3, 3.4).
 
     Each specialist is asked once, for all rows that chose it. When every kept coefficient of a row is zero or negative, Eq. 7
-    leaves nothing and the row's weights are uniform. `index` brings noise on the weights, which is drawn from its seed and
+    leaves nothing and the row's weights are uniform. `index` brings the ranking and noise on the weights, which is drawn from its seed and
     the row's text, so that it needs `texts` and does not depend on which texts come together.
     Raises SettingsError when top_k exceeds N, or when the settings ask for what the source or the caller does not give.
     """
-    chosen = top_k(coefficients, settings.top_k)  # [n, K]
+    chosen = top_k(coefficients, settings.top_k, signed=index is not None and index.ranking == "signed")  # [n, K]
     kept = coefficients.gather(-1, chosen)  # [n, K]
     nodes, modules = _asked(names, chosen, source, settings.per_module)
     weights = node_weights(kept, nodes, settings.normalisation)  # [n, K, d]

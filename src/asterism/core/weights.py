@@ -12,12 +12,16 @@ from asterism.core.errors import SettingsError
 Normalisation = Literal["two_stage", "joint"]
 
 
-def top_k(coefficients: Tensor, k: int) -> Tensor:
-    """Indices of the k largest |coefficients|, largest first, ties by index: [..., N] -> [..., k] (section 3.3)."""
+def top_k(coefficients: Tensor, k: int, *, signed: bool = False) -> Tensor:
+    """Indices of the k largest |coefficients| (section 3.3), or coefficients where `signed`, largest first: [..., N] -> [..., k].
+
+    Ties go by index.
+    """
     known = coefficients.shape[-1]
     if not 1 <= k <= known:
         raise SettingsError("top_k asks for more specialists than there are, or for none.", met=k, mend=f"1 <= top_k <= {known} here")
-    return coefficients.abs().sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    ranked = coefficients if signed else coefficients.abs()
+    return ranked.sort(dim=-1, descending=True, stable=True).indices[..., :k]
 
 
 def raw_weights(coefficients: Tensor, signatures: Tensor) -> Tensor:

@@ -27,10 +27,10 @@ from asterism.models.batching import Batch
 from asterism.models.library import Library
 
 
-def retrieval(space: str, coefficients: Tensor, probes: Sequence[Probe], domains: Sequence[str]) -> dict:
+def retrieval(space: str, coefficients: Tensor, probes: Sequence[Probe], domains: Sequence[str], *, signed: bool) -> dict:
     """Pass 2: how often a single-domain probe's own specialist is first, and among the first three, of coefficients [n, N]."""
     own = [(row, list(domains).index(probe.domains[0])) for row, probe in enumerate(probes) if not probe.is_cross]
-    ranked = top_k(coefficients.float(), min(3, len(domains)))
+    ranked = top_k(coefficients.float(), min(3, len(domains)), signed=signed)
     first = sum(int(ranked[row, 0]) == target for row, target in own)
     among = sum(target in ranked[row].tolist() for row, target in own)
     top1, low, high = wilson(first, len(own))

@@ -20,8 +20,10 @@ from asterism.core.storage import digest_of
 from asterism.core.weights import entropy_bits
 from asterism.evaluate.candidates import (
     DEFAULT,
+    PAPER,
     SPECIALIST_SPACE,
     TASK_ARITHMETIC,
+    Composed,
     composed_candidates,
     derived,
     descriptions,
@@ -109,7 +111,7 @@ def evaluate(
         },
         "table": wins,
         "losses": means,
-        "retrieval": _retrieval(library, constellation, reading, probes, space, settings, composed),
+        "retrieval": _retrieval(library, reading, probes, space, settings, composed),
         "correlation": [{"seed": settings.seed, **correlation(reading, _coefficients(constellation, reading))}],
         "collinearity": collinearity(constellation),
         "diagnosis": diagnose(constellation).to_dict(),
@@ -166,17 +168,24 @@ def _rows(
             }  # fmt: skip
 
 
-def _retrieval(library, constellation, reading, probes, space, settings, composed) -> list[dict]:
+def _retrieval(
+    library: Library,
+    reading: Reading,
+    probes: Sequence[Probe],
+    space: Tensor | None,
+    settings: EvaluationSettings,
+    composed: Sequence[Composed],
+) -> list[dict]:
+    """Pass 2 in generalist space with the default's and the paper's basis, and in specialist space."""
     if all(probe.is_cross for probe in probes):
         return []
-    fingerprints = reading.generalist.fingerprint["whole"]
-    found = [
-        retrieval(f"generalist, {c.name}'s basis", c.index.basis.coefficients(fingerprints), probes, c.index.domains)
-        for c in composed
-        if c.index and c.name in (DEFAULT, "paper")
-    ]
+    fingerprints, found = reading.generalist.fingerprint["whole"], []
+    for candidate in composed:
+        if candidate.name in (DEFAULT, PAPER) and (index := candidate.index):
+            coefficients, signed = index.basis.coefficients(fingerprints), index.settings.ranking == "signed"
+            found.append(retrieval(f"generalist, {candidate.name}'s basis", coefficients, probes, index.domains, signed=signed))
     if space is not None:
-        found.append(retrieval("specialist", cosine_coefficients(fingerprints, space), probes, library.names))
+        found.append(retrieval("specialist", cosine_coefficients(fingerprints, space), probes, library.names, signed=False))
     return [{"seed": settings.seed, **entry} for entry in found]
 
 

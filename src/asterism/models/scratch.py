@@ -41,8 +41,7 @@ def new_model(
         shared = heads // 2 if heads % 2 == 0 else heads
         sizes = dict(hidden_size=hidden, intermediate_size=8 * hidden // 3 // 8 * 8, num_hidden_layers=blocks, num_attention_heads=heads)
         make = LlamaConfig if shape == "llama" else Qwen2Config
-        config = make(
-            vocab_size=len(tokenizer), num_key_value_heads=shared, max_position_embeddings=positions, tie_word_embeddings=True, **sizes, **ends
-        )  # fmt: skip
+        sizes |= dict(vocab_size=len(tokenizer), num_key_value_heads=shared, max_position_embeddings=positions)
+        config = make(tie_word_embeddings=True, **sizes, **ends)
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config)
