@@ -19,7 +19,8 @@ from asterism.core.errors import SettingsError
 from asterism.core.storage import replacing
 from asterism.demo import programs
 from asterism.demo.lexicon import Lexicon, joined, renamed
-from asterism.demo.prose import Passage, write_passage
+from asterism.demo.patterns import write_passage
+from asterism.demo.prose import Passage
 from asterism.demo.words import bridges, code, general, legal, medical, science
 
 LEXICONS: dict[str, Lexicon] = dict(

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Mapping
 
 from asterism.demo.grammar import article, plural
+from asterism.demo.patterns import write_sentence
 from asterism.demo.prose import Passage
 
 # In a shape: {item} a thing, {items} several, {number} and {other} its numeric attributes, {text} a text attribute, {series} a run of
@@ -315,5 +316,5 @@ def _comment(passage: Passage, indent: str) -> str:
 
 def _more(passage: Passage) -> str:
     indent, passage.begun = "    ", False
-    lines = textwrap.wrap(passage.sentence(), 84 - len(indent))
+    lines = textwrap.wrap(write_sentence(passage), 84 - len(indent))
     return "\n\n" + "\n".join(indent + line for line in lines) + "\n" + indent
