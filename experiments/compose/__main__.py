@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     corpus, runs = read_corpus(*given.data), given.runs / given.scale
     folders = build_libraries(corpus, runs, given.scale, tuple(given.seeds))
-    probes = test_probes(corpus, given.scale)
+    probes = drawn_probes(corpus, given.scale)
     for seed, folder in folders.items():
         one_seed(opened(folder), corpus, probes, seed, given.scale)
     results, rows = pool([read_results(folder / "evaluation") for folder in folders.values()])
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"results: {given.results / 'results.json'}\nreport:  {runs / 'report.html'}")
 
 
-def test_probes(corpus: Corpus, scale: str) -> list[Probe]:
+def drawn_probes(corpus: Corpus, scale: str) -> list[Probe]:
     """The same 160 single-domain and 150 cross-domain probes for every seed; nothing is tuned on them."""
     few = {} if scale == "lab" else {"single_per_domain": 2, "cross_per_pair": 1}
     return draw(corpus, DOMAINS, EvaluationSettings(seed=42, **few))

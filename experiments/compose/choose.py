@@ -27,7 +27,7 @@ from asterism.evaluate.probes import draw
 from asterism.evaluate.reading import read_all
 from asterism.evaluate.settings import EvaluationSettings
 from asterism.models.batching import batches, pad_id, tokenise
-from experiments.compose.__main__ import opened, test_probes
+from experiments.compose.__main__ import opened, drawn_probes
 from experiments.compose.models import DOMAINS
 
 KNOBS: dict[str, list[dict]] = {
@@ -79,7 +79,7 @@ def main() -> None:
 
 def validation_probes(corpus: Corpus) -> list[Probe]:
     """Up to 12 held-out probes a domain and pair that the test draw left over."""
-    tested = {(probe.group, probe.id) for probe in test_probes(corpus, "lab")}
+    tested = {(probe.group, probe.id) for probe in drawn_probes(corpus, "lab")}
     everyone = draw(corpus, DOMAINS, EvaluationSettings(seed=42, single_per_domain=10**6, cross_per_pair=10**6))
     groups: dict[str, list[Probe]] = {}
     for probe in everyone:

@@ -1,0 +1,29 @@
+"""Every benchmark runs in its quick setting and ends with one JSON line that holds the figures it promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+METRICS = {
+    "startup": {"help_s", "import_s"},
+    "compose": {"copy_ratio_fp32", "copy_ratio_bf16", "naive_speedup_fp32", "naive_speedup_bf16"},
+    "fingerprint": {"forward_ratio"},
+    "index": {"coefficients_ms_1000", "open_50_s", "open_50_mb"},
+    "evaluate": {"one_by_one_speedup"},
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_quick_setting(name):
+    done = subprocess.run([sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["name"] == name
+    assert METRICS[name] <= last["metrics"].keys()
+    assert all(value > 0 for key, value in last["metrics"].items() if key in METRICS[name])
