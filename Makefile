@@ -49,7 +49,7 @@ bench: setup
 
 docs: setup
 	$(ONE_THREAD) $(BIN)/python docs/make_cli.py
-	$(ONE_THREAD) $(BIN)/python -m pdoc --docformat google -o site asterism
+	$(ONE_THREAD) $(BIN)/python -m pdoc --docformat google -o site asterism asterism.core asterism.models asterism.constellation asterism.report asterism.demo
 
 clean:
 	rm -rf site build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

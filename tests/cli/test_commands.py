@@ -35,6 +35,16 @@ def test_index_makes_library_and_constellation(asterism, original, data, tmp_pat
     assert not (tmp_path / "new" / ".fingerprints").exists()
 
 
+def test_the_same_index_command_goes_on_with_a_library_it_has_made(asterism, library, original, data):
+    given = ("--generalist", library / "generalist", "--specialist", f"legal={library / 'legal'}", "--data", data, "--json")
+    ran = asterism("index", library, *given)
+    assert ran.code == 0, ran.err
+    assert ran.answer["domains"] == list(tiny.DOMAINS)
+    other = asterism("index", library, "--specialist", f"legal={original / 'code'}", "--data", data)
+    assert other.code == 2
+    assert "The library holds another legal." in other.err
+
+
 def test_index_paper_takes_the_papers_settings_and_options_change_them(asterism, library, data):
     ran = asterism("index", library, "--data", data, "--paper", "--centring", "general", "--json")
     assert ran.code == 0, ran.err

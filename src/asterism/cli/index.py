@@ -11,7 +11,8 @@ import typer
 from asterism.cli.options import LIBRARY, Given, command
 from asterism.cli.places import CONSTELLATION, open_both, open_library
 from asterism.constellation.settings import IndexSettings
-from asterism.core.errors import SettingsError
+from asterism.core.errors import MismatchError, SettingsError
+from asterism.core.storage import read_json
 
 if TYPE_CHECKING:
     from asterism.models.library import Library
@@ -71,14 +72,22 @@ def app(
 
 
 def _library(root: Path, generalist: str | None, members: dict[str, str], given: Given) -> Library:
-    from asterism.models.library import Library
+    """The library, made or grown by what was named; what it holds already must be what was named."""
+    from asterism.models.library import MANIFEST, Library
+    from asterism.models.sources import is_same
 
-    if generalist:
+    if generalist and not (root / MANIFEST).exists():
         Library.create(root, generalist, members)
     opened = open_library(root, given)
-    for name, source in members.items():
-        if name not in opened.names:
+    manifest = read_json(root / MANIFEST)
+    sources = {"generalist": manifest["generalist"], **{entry["name"]: entry["source"] for entry in manifest["specialists"]}}
+    wanted = {**({"generalist": generalist} if generalist else {}), **members}
+    for name, source in wanted.items():
+        if name not in sources:
             opened.add(name, source)
+        elif not is_same(sources[name], source, root):
+            mend = "leave it out, remove the old one first, or choose another folder for the library"
+            raise MismatchError(f"The library holds another {name}.", met=f"{source}, not {sources[name]}", mend=mend)
     return opened
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 
-from asterism.core.errors import UnknownName
+from asterism.core.errors import SettingsError, UnknownName
 from asterism.core.progress import quiet
 from asterism.core.settings import Settings, read_mapping
 
@@ -91,8 +92,7 @@ def _given(plain: dict[str, Any], chosen: dict[str, Any], classes: Sequence[type
     if plain["seed"] is not None:
         chosen["seed"] = plain["seed"]
     values |= chosen
-    device = plain["device"] or _accelerator()
-    return Given(values, int(values.get("seed", 42)), device, plain["dtype"], plain["json"])
+    return Given(values, int(values.get("seed", 42)), _device(plain["device"]), plain["dtype"], plain["json"])
 
 
 def _print(given: Given, silent: bool, call: Callable[[], Any]) -> None:
@@ -100,19 +100,34 @@ def _print(given: Given, silent: bool, call: Callable[[], Any]) -> None:
     with quiet(silent):
         if not given.json:
             answer = call()
-            if isinstance(answer, tuple):
+            if isinstance(answer, tuple) and is_first_process():
                 answer[1]()
             return
         with redirect_stdout(sys.stderr):
             answer = call()
-    print(json.dumps(answer[0] if isinstance(answer, tuple) else answer, ensure_ascii=False, default=str))
+    if is_first_process():
+        print(json.dumps(answer[0] if isinstance(answer, tuple) else answer, ensure_ascii=False, default=str))
 
 
-def _accelerator() -> str:
+def is_first_process() -> bool:
+    """Whether this process speaks and writes for all that `accelerate launch` has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _device(wanted: str | None) -> str:
+    """The device asked for, proven to be there, or else an accelerator, or else the CPU."""
+    if wanted == "cpu":
+        return wanted
     import torch
 
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return found.type if found else "cpu"
+    if wanted is None:
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found.type if found else "cpu"
+    try:
+        torch.empty(1, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SettingsError("The device cannot be used.", met=f"{wanted}: {str(error).splitlines()[0]}", mend="e.g. --device cpu") from None
+    return wanted
 
 
 def _options(classes: Sequence[type[Settings]], taken: set[str]) -> dict[str, tuple[Any, Any]]:

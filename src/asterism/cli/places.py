@@ -62,8 +62,9 @@ def text_of(given: str) -> str:
     """The text itself, or what stands on stdin for `-`; DataError when it is empty or not UTF-8."""
     try:
         text = sys.stdin.buffer.read().decode("utf-8") if given == "-" else given
-    except UnicodeDecodeError as error:
-        raise DataError("The text is not UTF-8.", met=f"byte {error.start}", mend="convert it to UTF-8") from None
+        text.encode("utf-8")
+    except UnicodeError as error:
+        raise DataError("The text is not UTF-8.", met=str(error), mend="convert it to UTF-8") from None
     if not text.strip():
         raise DataError("The text is empty.", met=repr(text[:20]), mend="give some words")
     return text

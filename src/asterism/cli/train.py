@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from asterism.cli.options import LIBRARY, Given, command
+from asterism.cli.options import LIBRARY, Given, command, is_first_process
 from asterism.cli.places import torch_dtype
 from asterism.core.errors import SettingsError
 from asterism.models.settings import PRESETS, TrainingSettings
@@ -66,7 +66,7 @@ def app(
 def _register_generalist(root: Path) -> None:
     from asterism.models.library import Library
 
-    if not (root / "library.json").exists():
+    if is_first_process() and not (root / "library.json").exists():
         Library.create(root, "generalist", {})
 
 
@@ -76,6 +76,6 @@ def _specialist(root: Path, name: str, texts: list[str], settings: TrainingSetti
 
     library = Library.open(root, dtype=torch_dtype(given.dtype or "float32"))  # trained in float32 whatever it is stored in
     out = train(library.fresh_model(), library.tokenizer, texts, root / name, settings, base=str(root / "generalist"), device=given.device)
-    if name not in library.names:
+    if is_first_process() and name not in library.names:
         library.add(name, name)
     return out

@@ -46,6 +46,15 @@ def recorded(source: str | Path, root: Path) -> str:
     return f"{HUB}{name}@{_fetched(name, revision or None).name}"
 
 
+def is_same(known: str, source: str | Path, root: Path) -> bool:
+    """Whether a source given by a user is the one that the manifest names `known`; a Hub id without revision is, at any commit."""
+    if not known.startswith(HUB):
+        return recorded(source, root) == known
+    name, _, revision = str(source).removeprefix(HUB).partition("@")
+    kept, _, commit = known.removeprefix(HUB).partition("@")
+    return name == kept and (not revision or commit.startswith(revision) or recorded(source, root) == known)
+
+
 def located(source: str, root: Path) -> Path:
     """The folder of a source as the manifest names it; a Hub snapshot comes from the cache when it is there whole."""
     if source.startswith(HUB):
