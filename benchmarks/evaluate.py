@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 import torch
+from common import options, report
+from libraries import random_library, random_texts
 from torch import Tensor
 
 from asterism.compose.composer import Composer
@@ -33,8 +35,6 @@ from asterism.evaluate.settings import EvaluationSettings
 from asterism.models.batching import tokenise
 from asterism.models.changes import Dense
 from asterism.models.library import Library
-from common import options, report
-from libraries import random_library, random_texts
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from asterism.core.corpus import read_corpus
 from asterism.demo.corpus import write_corpus
-from experiments.compose.__main__ import main, drawn_probes
+from experiments.compose.__main__ import drawn_probes, main
 from experiments.compose.choose import validation_probes
 
 

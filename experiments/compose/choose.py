@@ -27,7 +27,7 @@ from asterism.evaluate.probes import draw
 from asterism.evaluate.reading import read_all
 from asterism.evaluate.settings import EvaluationSettings
 from asterism.models.batching import batches, pad_id, tokenise
-from experiments.compose.__main__ import opened, drawn_probes
+from experiments.compose.__main__ import drawn_probes, opened
 from experiments.compose.models import DOMAINS
 
 KNOBS: dict[str, list[dict]] = {
