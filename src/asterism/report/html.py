@@ -111,7 +111,7 @@ def _collinearity(results: Mapping[str, Any]) -> dict[str, Any] | None:
     if not found or not found["raw"] or len(domains) < 2:
         return None
     pairs = [(found["raw"][a][b], domains[a], domains[b]) for a in range(len(domains)) for b in range(a)]
-    after = [abs(found["post"][a][b]) for a in range(len(domains)) for b in range(a)] if found.get("post") else []
+    after = [round(found["post"][a][b], 9) + 0.0 for a in range(len(domains)) for b in range(a)] if found.get("post") else []
     return {
         "svg": figures.collinearity_map(domains, found["raw"]),
         "mean": found["mean"],
