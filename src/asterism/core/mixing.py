@@ -120,7 +120,7 @@ def mix_torch(out: Tensor, tensors: tuple[Tensor, ...], weights: tuple[Tensor, .
     buffers: tuple[Tensor, ...] = ()
     for index, (piece, *parts) in enumerate(pieces):
         by = [factor if slices is None else slices[index] for factor, slices in zip(factors, cut, strict=True)]
-        if piece.dtype is weights[0].dtype:  # the result's place is accumulator enough
+        if piece.dtype == weights[0].dtype:  # the result's place is accumulator enough
             torch.mul(parts[0], by[0], out=piece)
             for part, factor in zip(parts[1:], by[1:], strict=True):
                 piece.addcmul_(part, factor)
@@ -142,7 +142,8 @@ def _broadcast(size: int, axis: int, ndim: int) -> list[int]:
 
 
 def _block(out: Tensor) -> int:
-    return _BLOCK * torch.get_num_threads() if out.device.type == "cpu" else _DEVICE_BLOCK
+    """Elements a block: both float32 buffers together never outgrow a half-precision tensor, unless that is small."""
+    return min(_BLOCK * torch.get_num_threads() if out.is_cpu else _DEVICE_BLOCK, max(_BLOCK, out.numel() // 4))
 
 
 def mix_native(
@@ -183,10 +184,12 @@ def _share(work: Callable[[int], None], items: Sequence[int]) -> None:
             work(item)
 
     helpers = [_pool().submit(until_empty) for _ in range(min(torch.get_num_threads(), len(items)) - 1)]
-    until_empty()
-    for helper in helpers:
-        if not helper.cancel():  # too late to be of use
-            helper.result()
+    try:
+        until_empty()
+    finally:  # the caller's memory must outlive them, interrupted or not
+        for helper in helpers:
+            if not helper.cancel():  # too late to be of use
+                helper.result()
 
 
 def _layout(shape: Sequence[int], axis: int, *, uniform: bool) -> tuple[int, int, bool]:
