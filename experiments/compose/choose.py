@@ -70,7 +70,7 @@ def main() -> None:
             for candidate in candidates(constellation, choice):
                 losses = {}
                 for protocol in settings.protocols:
-                    mixtures = mixtures_of(candidate, reading, protocol, 0, torch.empty(0))
+                    mixtures = mixtures_of(candidate, reading, protocol, 0)
                     losses[protocol] = score_composed(library, candidate, mixtures, batched, protocol, settings)
                 entry = {"knob": knob, **variant, **means(probes, losses)}
                 scored.append((entry["mean"], variant))

@@ -113,7 +113,17 @@ def test_results_hold_what_the_design_names(evaluated):
     told = json.loads((out / "results.json").read_text())
     row = next(r for r in told["table"] if r["candidate"] == "default" and r["rival"] == "generalist")
     assert set(row) >= {"scale", "seed", "protocol", "task", "candidate", "rival", "n", "rate", "low", "high", "loss", "rival_loss"}
-    assert set(told["candidates"]) >= {"generalist", "best_single", "task_arithmetic", "ensemble", "paper", "default", "joint", "specialist_space", "random"}
+    assert set(told["candidates"]) >= {
+        "generalist",
+        "best_single",
+        "task_arithmetic",
+        "ensemble",
+        "paper",
+        "default",
+        "joint",
+        "specialist_space",
+        "random",
+    }
     assert {r["space"] for r in told["retrieval"]} >= {"specialist"}
     assert not (out / ".parts").exists()
     assert results["table"] == told["table"]
@@ -149,10 +159,23 @@ def test_pooled_seeds_count_each_probe_once(evaluated):
     results, rows = read_results(evaluated[0])
     other = [{**row, "seed": 43} for row in rows]
     pooled, both = pool([(results, rows), ({**results, "seeds": [43]}, other)])
-    row = next(r for r in pooled["table"] if (r["seed"], r["candidate"], r["rival"], r["task"], r["group"]) == ("all", "default", "generalist", "cross", "all"))
+    row = next(
+        r
+        for r in pooled["table"]
+        if (r["seed"], r["candidate"], r["rival"], r["task"], r["group"]) == ("all", "default", "generalist", "cross", "all")
+    )
     assert row["n"] == 4
     assert len(both) == 2 * len(rows)
     assert pooled["seeds"] == [42, 43]
+
+
+def test_noise_on_the_weights_is_drawn_from_what_is_read(library, constellation, probes, tmp_path):
+    noisy = constellation.with_settings(constellation.settings.changed(noise_site="weights", noise=0.5))
+    run.evaluate(library, noisy, probes[:2], EvaluationSettings(max_length=64, ensembles=False), out=tmp_path)
+    for protocol in ("whole", "continuation"):
+        texts = [probe.text if protocol == "whole" else half(library, probe.text) for probe in probes[:2]]
+        want = [alone(compose(library, m), library, probe.text, protocol) for m, probe in zip(noisy.mixtures(texts), probes, strict=False)]
+        np.testing.assert_allclose(losses(tmp_path, "default", protocol), want, atol=1e-4)
 
 
 def test_a_probe_too_short_is_named(library, constellation, tmp_path):

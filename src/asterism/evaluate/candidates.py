@@ -71,14 +71,21 @@ def static_candidates(library: Library, settings: EvaluationSettings) -> list[St
     return [Static(UNIFORM, CompositionSettings(layers="all", node_map="mean"), everyone), *merges]
 
 
-def mixtures_of(candidate: Composed, reading: Reading, protocol: Protocol, seed: int, space: Tensor) -> list[Mixture]:
-    """One mixture a probe, from activations of the read span alone. `space` [N, d]: specialist-space centroids."""
+def mixtures_of(
+    candidate: Composed, reading: Reading, protocol: Protocol, seed: int, space: Tensor | None = None, texts: Sequence[str] | None = None
+) -> list[Mixture]:
+    """One mixture a probe, from activations of the read span alone.
+
+    `space` [N, d]: specialist-space centroids, for the candidate that uses them. `texts`: what is read of each probe, for an index
+    with noise on the weights, which is drawn from the text.
+    """
     fingerprints = reading.generalist.fingerprint[protocol]
     signatures = {name: scores.signature[protocol] for name, scores in reading.specialists.items()}
     if candidate.name == RANDOM:
         return _random(list(signatures), len(fingerprints), candidate.mixture.top_k, fingerprints.shape[1], seed)
     if candidate.index is not None:
-        return candidate.index.mixture_from(fingerprints, signatures, candidate.mixture)
+        return candidate.index.mixture_from(fingerprints, signatures, candidate.mixture, texts=texts)
+    assert space is not None
     return Constellation.mixture_of(cosine_coefficients(fingerprints, space), signatures, candidate.mixture)
 
 

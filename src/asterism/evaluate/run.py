@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from asterism.compose.composer import Composer
@@ -32,7 +31,7 @@ from asterism.evaluate.candidates import (
 )
 from asterism.evaluate.parts import Parts, pack, unpack
 from asterism.evaluate.passes import collinearity, correlation, mixture_facts, retrieval, score_composed, score_static
-from asterism.evaluate.probes import check_lengths
+from asterism.evaluate.probes import check_lengths, read_span
 from asterism.evaluate.reading import Reading, ensemble_tokens, read_all
 from asterism.evaluate.results import write_results
 from asterism.evaluate.settings import EvaluationSettings, Protocol
@@ -73,6 +72,7 @@ def evaluate(
         "index_probes": digest_of({name: list(texts) for name, texts in (index_probes or {}).items()}),
     }
     parts = Parts(out / ".parts", digest_of(made_from, settings.model_dump(mode="json")))
+    read = {p: [library.tokenizer.decode(ids[: read_span(p, len(ids)).stop]) for ids in tokens] for p in settings.protocols}
     reading = _reading(library, constellation, reading_batches, n, parts, settings)
     space = _specialist_space(library, constellation, index_probes)
 
@@ -85,7 +85,7 @@ def evaluate(
     composed = [c for c in composed_candidates(library, constellation, settings) if c.name != SPECIALIST_SPACE or space is not None]
     for candidate in composed:
         for protocol in settings.protocols:
-            mixtures = mixtures_of(candidate, reading, protocol, settings.seed, space if space is not None else torch.empty(0))
+            mixtures = mixtures_of(candidate, reading, protocol, settings.seed, space, read[protocol])
             part = f"{candidate.name}-{protocol}"
             made = parts.tensors(
                 part, lambda c=candidate, m=mixtures, p=protocol: {"loss": score_composed(library, c, m, score_batches, p, settings)}
