@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
@@ -15,15 +15,16 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
 
 
 def test_help_is_instant_and_names_every_command():
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        ran = run("--help")
-        times.append(time.perf_counter() - start)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ran = run("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert ran.returncode == 0
     for name in ("demo", "train", "index", "diagnose", "explain", "compose", "generate", "evaluate"):
         assert f"  {name} " in ran.stdout
-    assert min(times) < 0.5
+    busy = (
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    )  # wall time is benchmarks/startup.py's: cores are shared here
+    assert busy < 0.5
 
 
 def test_help_of_a_command_loads_no_model_library():

@@ -138,6 +138,11 @@ def test_empty_parts_are_left_out(few):
     assert "Who wins" in page
 
 
+def test_the_advice_is_told(few):
+    page = report_html({**few, "diagnosis": {"advice": "add noise", "reason": "The residuals are thin (0.98 < 1)."}})
+    assert "<b>add noise</b>. The residuals are thin (0.98 &lt; 1)." in page
+
+
 def test_one_protocol_one_task_no_default(results):
     def only(rows):
         return [
@@ -147,7 +152,7 @@ def test_one_protocol_one_task_no_default(results):
     page = report_html({**results, "table": only(results["table"]), "losses": only(results["losses"])})
     Page(page)
     assert "Who wins" not in page
-    assert "On 32 single-domain probes, best single (oracle) beats the generalist" in page
+    assert "On 32 texts of one domain (single-domain probes), best single (oracle) beats the generalist" in page
 
 
 def test_nothing_compared(results):

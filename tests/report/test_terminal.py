@@ -28,6 +28,21 @@ def test_fits_a_hundred_columns_and_cuts_nothing(results):
     assert "…" not in "".join(lines)
 
 
+def test_a_narrow_console_splits_the_rivals_and_cuts_nothing(results):
+    lines = printed(results, width=74).splitlines()
+    assert max(map(len, lines)) <= 74
+    assert "…" not in "".join(lines)
+    assert "\n".join(lines).count("Cross-domain probes, whole") == 2
+    heads = [line for line in lines if line.startswith(" candidate")]
+    assert sum(line.count("generalist") for line in heads) == 4
+    assert sum(line.count("routed") for line in heads) == 4
+
+
+def test_output_to_a_file_is_not_cut_to_eighty_columns(results, capsys):
+    print_results(results)
+    assert "…" not in capsys.readouterr().out
+
+
 def test_one_table_a_protocol_and_task_then_retrieval_and_correlation(results):
     text = printed(results)
     titles = [
@@ -55,7 +70,8 @@ def test_cells_are_rate_and_interval(results):
 
 def test_advice_is_printed_where_there_is_one(results):
     assert "Advice" not in printed(results)
-    assert "Advice: compose. Mean collinearity 0.940." in printed({**results, "advice": "compose", "reason": "Mean collinearity 0.940."})
+    diagnosis = {"advice": "compose", "reason": "Mean collinearity 0.940."}
+    assert "Advice: compose: Mean collinearity 0.940." in printed({**results, "diagnosis": diagnosis})
 
 
 def test_names_are_no_markup(results):

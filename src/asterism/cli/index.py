@@ -28,7 +28,10 @@ def app(
     generalist: Annotated[str | None, typer.Option(help="Makes the library: folder or Hub id of the generalist.")] = None,
     specialist: Annotated[list[str] | None, typer.Option(help="name=FOLDER or name=HUB-ID of a specialist; may be repeated.")] = None,
     probes_per_domain: Annotated[int, typer.Option(min=1, help="Texts drawn of each domain's train file.")] = 40,
-    paper: Annotated[bool, typer.Option("--paper", help="The paper's settings: Gram-Schmidt in the order given, no centring.")] = False,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="The paper's settings: Gram-Schmidt in the order given, no centring, top K by absolute coefficient."),
+    ] = False,
     add: Annotated[str | None, typer.Option(help="Fingerprint only this domain and add it to the index.")] = None,
     remove: Annotated[str | None, typer.Option(help="Take this domain out of the index; nothing is fingerprinted.")] = None,
     *,

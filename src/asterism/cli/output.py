@@ -60,7 +60,7 @@ def explanation_tables(found: Mapping[str, Any]) -> None:
             f"{found['shares'][name]:.0%}" if name in found["shares"] else "",
             f"{found['nodes'].get(name, 0):.0%}",
         ]
-        for name, value in sorted(found["coefficients"].items(), key=lambda item: -abs(item[1]))
+        for name, value in sorted(found["coefficients"].items(), key=lambda item: -item[1])
     ]
     table("What the text asks for", ["domain", "coefficient", "", "share", "nodes led"], rows)
     line(f"entropy {found['entropy']:.2f} of at most {found['largest_entropy']:.2f} bits a node")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,14 +49,21 @@ def answer(
     composer = Composer(library, composition)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     torch.manual_seed(seed)
-    asked = dict(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad_id(library.tokenizer), **sampling)
+    asked: dict[str, Any] = dict(
+        input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad_id(library.tokenizer), **sampling
+    )
     if len(texts) == 1:
-        written = composer.materialise(mixtures[0]).generate(**asked)
+        written = _continued(composer.materialise(mixtures[0]), asked)
     else:
         with composer.mixed(mixtures) as model:
-            written = model.generate(**asked)
+            written = _continued(model, asked)
     new = library.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
     return [Answer(query, text, made) for query, text, made in zip(texts, new, mixtures, strict=True)]
+
+
+def _continued(model: Any, asked: dict[str, Any]) -> Tensor:
+    """`generate`, whose type transformers leaves open: token ids [B, T + new]."""
+    return model.generate(**asked)
 
 
 def _left_padded(library: Library, texts: Sequence[str], room: int) -> tuple[Tensor, Tensor]:

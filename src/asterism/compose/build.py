@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from asterism.compose.composer import write
 from asterism.compose.plan import Plan
 from asterism.compose.settings import CompositionSettings
 from asterism.constellation.mixture import Mixture
 from asterism.models.library import Library
+from asterism.models.types import PreTrainedModel
 
 
 def compose(library: Library, mixture: Mixture, settings: CompositionSettings | None = None, **changes: Any) -> PreTrainedModel:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from asterism.compose.mixed import running_mixed
 from asterism.compose.plan import Part, Plan, Terms, composed_parameters
@@ -17,6 +16,7 @@ from asterism.core.errors import SettingsError, UnknownName
 from asterism.core.mixing import mix_into
 from asterism.models.changes import Change, Dense
 from asterism.models.library import Library
+from asterism.models.types import PreTrainedModel
 
 
 class Composer:

@@ -19,12 +19,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from asterism.compose.plan import Plan, Terms
 from asterism.core.errors import MismatchError, UnsupportedError
 from asterism.models.changes import Change, Dense
+from asterism.models.types import Conv1D, PreTrainedModel
 
 Run = Callable[[Tensor], Tensor]
 Pass = tuple[Tensor | None, Tensor | None, Run]

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from asterism.core.errors import DataError, UnsupportedError
 from asterism.core.progress import counting, is_quiet, quiet
 from asterism.models.anatomy import Anatomy
 from asterism.models.batching import Batch, batches, hidden_states, masked_mean, pad_id, tokenise
+from asterism.models.types import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_LENGTH, MAX_TOKENS = 256, 4096
 

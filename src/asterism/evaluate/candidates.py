@@ -152,5 +152,5 @@ def _random(names: Sequence[str], n: int, k: int, width: int, seed: int) -> list
         chosen = torch.randperm(len(names), generator=generator)[:k].tolist()
         shares = torch.rand(k, generator=generator).clamp_min(1e-6).log().neg()  # exponential draws: a flat Dirichlet once normalised
         shares = shares / shares.sum()
-        drawn.append(Mixture.fixed({names[i]: float(share) for i, share in zip(chosen, shares, strict=True)}, width))
+        drawn.append(Mixture.fixed({names[int(i)]: float(share) for i, share in zip(chosen, shares, strict=True)}, width))
     return drawn

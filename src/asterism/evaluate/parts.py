@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from asterism.core.storage import read_json, read_tensors, write_json, write_tensors
 from asterism.evaluate.reading import Reading
 from asterism.evaluate.scoring import PROTOCOLS, Scores
+from asterism.evaluate.settings import Protocol
 
 
 class Parts:
@@ -23,7 +24,7 @@ class Parts:
             shutil.rmtree(folder)
         write_json(mark, origin)
 
-    def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def tensors(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The part called `name`, made now unless an earlier run has finished it."""
         path = self.folder / f"{name.replace(':', '_').replace('@', '_')}.safetensors"
         if not path.exists():
@@ -49,14 +50,12 @@ def pack(reading: Reading) -> dict[str, Tensor]:
 def unpack(flat: dict[str, Tensor], names: tuple[str, ...]) -> Reading:
     """The reading that `pack` flattened."""
 
+    def table(prefix: str) -> dict[Protocol, Tensor]:
+        return {protocol: flat[f"{prefix}/{protocol}"] for protocol in PROTOCOLS if f"{prefix}/{protocol}" in flat}
+
     def scores(who: str) -> Scores:
-        return Scores(
-            *(
-                {p: flat[f"{who}/{kind}/{p}"] for p in PROTOCOLS if f"{who}/{kind}/{p}" in flat}
-                for kind in ("loss", "read_loss", "fingerprint", "signature")
-            )
-        )
+        return Scores(table(f"{who}/loss"), table(f"{who}/read_loss"), table(f"{who}/fingerprint"), table(f"{who}/signature"))
 
     voices = dict.fromkeys(key.split("/")[1] for key in flat if key.startswith("ensemble/"))
-    ensembles = {name: {p: flat[f"ensemble/{name}/loss/{p}"] for p in PROTOCOLS} for name in voices}
+    ensembles = {name: table(f"ensemble/{name}/loss") for name in voices}
     return Reading(scores("generalist"), {name: scores(f"specialist/{name}") for name in names}, ensembles)

@@ -78,7 +78,7 @@ def evaluate(
 
     losses: dict[tuple[str, Protocol], Tensor] = dict(_read_losses(reading, constellation, settings))
     for candidate in static_candidates(library, settings):
-        found = parts.tensors(candidate.name, lambda c=candidate: dict(score_static(library, c, score_batches, n).loss))
+        found = parts.tensors(candidate.name, lambda c=candidate: {**score_static(library, c, score_batches, n).loss})
         losses |= {(candidate.name, protocol): found[protocol] for protocol in settings.protocols}
     facts: list[dict] = []
     example: dict[str, Any] = {}

@@ -45,7 +45,7 @@ PHRASES = {
 }
 TASKS = {"single": "single-domain", "cross": "cross-domain"}
 PROTOCOLS = {
-    "continuation": "mixture from the first half of the text, loss on the second half",
+    "continuation": "mixture from the first half of a text, loss on the second half",
     "whole": "mixture and loss from the same whole text, as in the paper",
 }
 
@@ -137,6 +137,12 @@ class Findings:
         rows = [row["n"] for key, row in self._losses.items() if key[:3] == (cell.protocol, cell.task, "all")]
         return max(rows, default=0)
 
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """The index's diagnosis, where the results hold one: (advice, its measured reason)."""
+        found = self.results.get("diagnosis") or self.results
+        return tuple(found[key] for key in ("advice", "reason") if found.get(key))
+
     def lead(self) -> list[str]:
         """The findings in words: whom the composition beats, by how much, with the paper's settings, and on the other task."""
         if not self.cells:
@@ -145,15 +151,15 @@ class Findings:
         name = "default" if self.compared(first, "default") else next((c for c in self.candidates(first) if self.compared(first, c)), None)
         if name is None:
             return []
-        called = "the composition" if name == "default" else label(name)
-        lines = [f"On {self.n(first)} {TASKS.get(first.task, first.task)} probes, {self._against(called, self.compared(first, name))}."]
+        called = "the model composed for each text" if name == "default" else label(name)
+        lines = [f"On {self.n(first)} {_texts(first)}, {self._against(called, self.compared(first, name))}."]
         if by := self._by_how_much(first, name):
             lines.append(by)
         if name == "default" and (rows := self.compared(first, "paper")):
             lines.append(f"With the paper's settings on the same probes, {self._against('it', rows)}.")
         for cell in self.cells[1:]:
             if cell.protocol == first.protocol and (rows := self.compared(cell, name)):
-                lines.append(f"On {self.n(cell)} {TASKS.get(cell.task, cell.task)} probes, {self._against(called, rows)}.")
+                lines.append(f"On {self.n(cell)} {_texts(cell)}, {self._against(called, rows)}.")
         return lines
 
     @staticmethod
@@ -183,6 +189,11 @@ class Findings:
         against = listed([f"{row['loss']:.3f} for {PHRASES.get(rival, label(rival))}" for rival, row in others])
         interval = f"95\u00a0% interval {own['low']:.3f}–{own['high']:.3f}"
         return f"Its mean loss there is {own['loss']:.3f} nats a token ({interval}), against {against}."
+
+
+def _texts(cell: Cell) -> str:
+    said = {"single": "texts of one domain (single-domain probes)", "cross": "texts that need two domains (cross-domain probes)"}
+    return said.get(cell.task, f"{cell.task} probes")
 
 
 def listed(words: Sequence[str]) -> str:

@@ -15,12 +15,11 @@ WIDTH = 100
 
 def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Print, for each protocol and task, mean loss and win rates against each rival; then retrieval, correlation and advice."""
-    from rich.console import Console
-
-    console = console or Console()
+    console = console or _console()
     findings = Findings(results)
     for cell in findings.cells:
-        console.print(_wins(findings, cell))
+        for table in _fitting(findings, cell, console):
+            console.print(table)
     if results["retrieval"]:
         console.print(_retrieval(results))
     for row in results["correlation"]:
@@ -28,15 +27,32 @@ def print_results(results: Mapping[str, Any], console: Console | None = None) ->
             f"Coefficient x activation norm against perplexity: r = {row['r']:.2f} ({row['low']:.2f} to {row['high']:.2f}), n = {row['n']}"
         )
         console.print(f"{say}{_of_seed(row, results)}", markup=False, highlight=False)
-    advised = results.get("diagnosis") or results
-    if advised.get("advice"):
-        console.print(f"Advice: {advised['advice']}. {advised.get('reason', '')}".strip(), markup=False, highlight=False)
+    if advice := findings.advice:
+        console.print(f"Advice: {': '.join(advice)}", markup=False, highlight=False)
 
 
-def _wins(findings: Findings, cell: Cell):
+def _console() -> Console:
+    """The terminal, or 100 columns where output goes elsewhere."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=max(WIDTH, console.width))
+
+
+def _fitting(findings: Findings, cell: Cell, console: Console) -> list:
+    """One table, or several with fewer rivals each where the console is too narrow for one."""
+    rivals, tables, roomy = findings.rivals[:6], [], console.options.update(width=1000)
+    for size in range(max(1, len(rivals)), 0, -1):
+        chunks = [rivals[start : start + size] for start in range(0, len(rivals), size)] or [[]]
+        tables = [_wins(findings, cell, chunk) for chunk in chunks]
+        if all(console.measure(table, options=roomy).maximum <= console.width for table in tables):
+            break
+    return tables
+
+
+def _wins(findings: Findings, cell: Cell, rivals: list[str]):
     from rich.markup import escape
 
-    rivals = findings.rivals[:6]
     table = _table(f"{cell.title} (n = {findings.n(cell)})", "won against, % of probes and 95 % interval; loss in nats a token; best first")
     table.add_column("candidate", no_wrap=True, overflow="ellipsis", max_width=21)
     table.add_column("loss", justify="right", no_wrap=True)
