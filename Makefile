@@ -38,6 +38,7 @@ check: setup
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(ONE_THREAD) $(BIN)/python docs/make_cli.py --check
+	test ! -e docs/results.md || $(BIN)/python docs/make_results.py --check
 	$(BIN)/python docs/check_tree.py
 
 format: setup
@@ -49,6 +50,7 @@ bench: setup
 
 docs: setup
 	$(ONE_THREAD) $(BIN)/python docs/make_cli.py
+	test ! -e docs/results.md || $(BIN)/python docs/make_results.py
 	$(ONE_THREAD) $(BIN)/python -m pdoc --docformat google -o site asterism asterism.core asterism.models asterism.constellation asterism.report asterism.demo
 
 clean:
