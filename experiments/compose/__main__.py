@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,8 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results, rows = pool([read_results(folder / "evaluation") for folder in folders.values()])
     write_results(runs, results, rows)
     write_report(results, runs / "report.html", title="Composition per query on real text")
-    write_json(given.results / "results.json", results)
+    write_json(given.results / "results.json", kept(results))
     print(f"results: {given.results / 'results.json'}\nreport:  {runs / 'report.html'}")
+
+
+def kept(results: dict[str, Any]) -> dict[str, Any]:
+    """What is committed of the results: everything, but of single groups only the compositions' rows."""
+
+    def wanted(row: dict[str, Any]) -> bool:
+        return row["group"] == "all" or row["candidate"] in ("default", "paper")
+
+    return {**results, "table": list(filter(wanted, results["table"])), "losses": list(filter(wanted, results["losses"]))}
 
 
 def drawn_probes(corpus: Corpus, scale: str) -> list[Probe]:

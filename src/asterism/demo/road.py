@@ -24,9 +24,9 @@ from asterism.models.library import Library
 from asterism.models.settings import TrainingSettings
 from asterism.report.html import write_report
 
-SHAPE = {"hidden": 96, "blocks": 5, "vocabulary": 1024}
-GENERALIST = TrainingSettings(steps=500, batch_size=16, max_length=96, learning_rate=2e-3, schedule="cosine", warmup=0.05)
-SPECIALIST = TrainingSettings(steps=150, batch_size=16, max_length=96, learning_rate=1e-3, warmup=0.05)
+SHAPE = {"hidden": 96, "blocks": 5, "vocabulary": 4096}
+GENERALIST = TrainingSettings(steps=450, batch_size=16, max_length=96, learning_rate=3e-3, schedule="cosine", warmup=0.05)
+SPECIALIST = TrainingSettings(steps=120, batch_size=16, max_length=96, learning_rate=1.5e-3, warmup=0.05)
 SHARE = 0.15
 """Share of each domain's training text that the generalist sees."""
 PROBES = 40
@@ -69,7 +69,7 @@ def run_demo(
     report = out / "report.html"
     write_report(results, report)
     say("Answers: each query with its own model")
-    answers = [_plain(found) for found in answer(library, constellation, _queries(corpus, seed), max_new_tokens=40)]
+    answers = [_plain(found) for found in answer(library, constellation, _queries(corpus, seed), max_new_tokens=32)]
     return DemoResult(library.root, report, results, diagnosis, answers)
 
 
@@ -98,16 +98,15 @@ def _library(corpus: Corpus, domains: Sequence[str], root: Path, seed: int, devi
     say(f"Generalist: a GPT-2 shape from nothing, {GENERALIST.steps} steps on general text and {SHARE:.0%} of each domain")
     model = new_model("gpt2", tokenizer, hidden=SHAPE["hidden"], blocks=SHAPE["blocks"], positions=256, seed=seed)
     train(model, tokenizer, mixed, root / "generalist", GENERALIST.changed(seed=seed), device=device)
+    if not (root / "library.json").exists():
+        Library.create(root, "generalist", {})
+    library = Library.open(root, device=device, dtype=dtype)
     for name in domains:
         say(f"Specialist: {name}, {SPECIALIST.steps} steps from the generalist")
-        start = (
-            Library.create(root, "generalist", {}).fresh_model()
-            if not (root / "library.json").exists()
-            else Library.open(root).fresh_model()
-        )
-        train(start, tokenizer, corpus.train[name], root / name, SPECIALIST.changed(seed=seed), device=device)
-    Library.create(root, "generalist", {name: name for name in domains})
-    return Library.open(root, device=device, dtype=dtype)
+        train(library.fresh_model(), tokenizer, corpus.train[name], root / name, SPECIALIST.changed(seed=seed), device=device)
+        if name not in library.names:
+            library.add(name, name)
+    return library
 
 
 def _constellation(library: Library, probes: Mapping[str, Sequence[str]]) -> Constellation:
@@ -133,7 +132,7 @@ def _queries(corpus: Corpus, seed: int) -> list[str]:
     """The first words of a few unseen probes: cross-domain ones first."""
     pool = corpus.cross or [probe for probes in corpus.heldout.values() for probe in probes]
     chosen = random.Random(f"{seed}:answers").sample(pool, min(3, len(pool)))
-    return [" ".join(probe.text.split()[:24]) for probe in chosen]
+    return [" ".join(probe.text.split()[:14]) for probe in chosen]
 
 
 def _plain(found: Answer) -> dict[str, Any]:
