@@ -212,6 +212,22 @@ static void run(const Job *job, Kernel *kernel, int weight_size, int64_t begin, 
 #endif
 }
 
+/* All of it, in chunks that whichever thread is free takes next. torch's OpenMP runtime is the one already loaded, so these are its own
+ * threads: none is started, and none of them spins beside ours. */
+static void run_shared(const Job *job, Kernel *kernel, int weight_size, int64_t count, int64_t chunk, int threads) {
+#ifdef _OPENMP
+    if (threads > 1 && count > chunk) {
+        const int64_t chunks = (count + chunk - 1) / chunk;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+        for (int64_t c = 0; c < chunks; c++)
+            run(job, kernel, weight_size, c * chunk, (c + 1) * chunk < count ? (c + 1) * chunk : count);
+        return;
+    }
+#endif
+    (void)chunk, (void)threads;
+    run(job, kernel, weight_size, 0, count);
+}
+
 /* The vector kernels' rounding keeps a NaN only if its lower half is clear, as it is unless a weight brought another. */
 static int any_nan(const Job *job) {
     int found = 0;
@@ -236,13 +252,14 @@ static int addresses(PyObject *tuple, Py_ssize_t k, const void **to) {
 
 static PyObject *mix(PyObject *self, PyObject *args) {
     (void)self;
-    int level, dtype, by_column, stream;
+    int level, dtype, by_column, stream, threads;
     PyObject *out, *in, *weights;
-    long long cols, period, begin, end;
-    if (!PyArg_ParseTuple(args, "iiOOOLLppLL", &level, &dtype, &out, &in, &weights, &cols, &period, &by_column, &stream, &begin, &end))
+    long long cols, period, count, chunk;
+    if (!PyArg_ParseTuple(args, "iiOOOLLppLLi", &level, &dtype, &out, &in, &weights, &cols, &period, &by_column, &stream, &count, &chunk,
+                          &threads))
         return NULL;
-    if (level < 0 || level > highest_level() || dtype < 0 || dtype > 2 || cols < 1 || period < 1 || begin < 0)
-        return PyErr_Format(PyExc_ValueError, "level, dtype, cols, period or begin out of range");
+    if (level < 0 || level > highest_level() || dtype < 0 || dtype > 2 || cols < 1 || period < 1 || chunk < 1)
+        return PyErr_Format(PyExc_ValueError, "level, dtype, cols, period or chunk out of range");
     const Py_ssize_t k = PyTuple_Size(in);
     if (k < 1) return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "at least one tensor");
     const void **pointers = PyMem_Malloc(2 * (size_t)k * sizeof *pointers);
@@ -252,7 +269,7 @@ static PyObject *mix(PyObject *self, PyObject *args) {
         job.stream = stream && (uintptr_t)job.out % (uintptr_t)ITEM_SIZE[dtype] == 0;
         Py_BEGIN_ALLOW_THREADS
         if (dtype == 2 && any_nan(&job)) level = 0;
-        run(&job, KERNELS[level][dtype], dtype == 1 ? 8 : 4, begin, end);
+        run_shared(&job, KERNELS[level][dtype], dtype == 1 ? 8 : 4, count, chunk, threads);
         Py_END_ALLOW_THREADS
     }
     PyMem_Free(pointers);
@@ -272,9 +289,10 @@ static PyObject *levels(PyObject *self, PyObject *args) {
 
 static PyMethodDef METHODS[] = {
     {"mix", mix, METH_VARARGS,
-     "mix(level, dtype, out, inputs, weights, cols, period, by_column, stream, begin, end)\n\n"
-     "Flat elements [begin, end) of out <- sum of weights * inputs, all given as addresses of contiguous memory that the caller\n"
-     "has checked. level: index into levels(); dtype: 0 float32, 1 float64, 2 bfloat16. Releases the GIL."},
+     "mix(level, dtype, out, inputs, weights, cols, period, by_column, stream, count, chunk, threads)\n\n"
+     "The first `count` elements of out <- sum of weights * inputs, all given as addresses of contiguous memory that the caller has\n"
+     "checked. level: index into levels(); dtype: 0 float32, 1 float64, 2 bfloat16. `threads` take `chunk` elements at a time.\n"
+     "Releases the GIL."},
     {"levels", levels, METH_NOARGS, "The levels this processor runs, slowest first."},
     {NULL, NULL, 0, NULL},
 };

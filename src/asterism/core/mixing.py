@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Sequence
 from math import prod
 from typing import Any, Literal
 
@@ -28,7 +26,7 @@ except ImportError:  # no compiler at installation, or another interpreter
 _LEVEL = len(_kernel.levels()) - 1 if _kernel else 0  # the best that this processor runs
 _ACCUMULATORS = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float32, torch.float64: torch.float64}
 _KERNEL_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
-_CHUNK_BYTES = 1 << 21  # of `out`, what a thread takes at a time
+_CHUNK_BYTES = 1 << 20  # of `out`, what a thread takes at a time
 _STREAM_BYTES = 1 << 20  # of `out`, from which the result bypasses the cache: it would not stay there
 _BLOCK = 1 << 18  # elements a thread, of the torch path's blocks: operators are called rarely enough, accumulators stay in cache
 _DEVICE_BLOCK = 1 << 22  # elements, on accelerators: bounds the float32 temporaries
@@ -156,7 +154,7 @@ def mix_native(
     stream: bool | None = None,
     chunk: int = _CHUNK_BYTES,
 ) -> None:
-    """Contiguous CPU tensors: one pass of the C kernel; threads take chunks of `chunk` bytes until none is left.
+    """Contiguous CPU tensors: one pass of the C kernel; torch's threads take chunks of `chunk` bytes until none is left.
 
     level: index into the kernel's `levels()`, by default the best; stream: whether the result bypasses the cache, by default by size.
     """
@@ -165,31 +163,10 @@ def mix_native(
     weights = tuple((weight if weight.numel() == length else weight.expand(length)).contiguous() for weight in weights)
     stream = out.nbytes >= _STREAM_BYTES if stream is None else stream
     addresses = out.data_ptr(), tuple(t.data_ptr() for t in tensors), tuple(w.data_ptr() for w in weights)
-    rest = columns, period, by_column, stream
-    count, step, dtype = out.numel(), max(1, chunk // out.itemsize), _KERNEL_DTYPES[out.dtype]
-    if count <= step:
-        _kernel.mix(level, dtype, *addresses, *rest, 0, count)
-    else:
-        _share(lambda begin: _kernel.mix(level, dtype, *addresses, *rest, begin, min(count, begin + step)), range(0, count, step))
+    step, dtype = max(1, chunk // out.itemsize), _KERNEL_DTYPES[out.dtype]
+    _kernel.mix(level, dtype, *addresses, columns, period, by_column, stream, out.numel(), step, torch.get_num_threads())
     if not out.is_inference():
         torch.autograd.graph.increment_version(out)
-
-
-def _share(work: Callable[[int], None], items: Sequence[int]) -> None:
-    """Do the work on every item, by this thread and as many others as torch would use; whoever is free takes the next."""
-    queue = iter(items)
-
-    def until_empty() -> None:
-        for item in queue:
-            work(item)
-
-    helpers = [_pool().submit(until_empty) for _ in range(min(torch.get_num_threads(), len(items)) - 1)]
-    try:
-        until_empty()
-    finally:  # the caller's memory must outlive them, interrupted or not
-        for helper in helpers:
-            if not helper.cancel():  # too late to be of use
-                helper.result()
 
 
 def _layout(shape: Sequence[int], axis: int, *, uniform: bool) -> tuple[int, int, bool]:
@@ -198,12 +175,3 @@ def _layout(shape: Sequence[int], axis: int, *, uniform: bool) -> tuple[int, int
         return prod(shape), 1, False
     inner = prod(shape[axis:][1:])
     return (shape[axis], 1, True) if inner == 1 else (inner, shape[axis], False)
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="asterism-mix")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has none of these threads
