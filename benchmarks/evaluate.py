@@ -4,7 +4,8 @@
 
 The rival does the same passes as a first script would: for each probe and each protocol it takes the fingerprint with one
 generalist pass, the signatures with one pass a chosen specialist, composes by a sum of products, and scores every candidate
-with a forward pass of its own. It keeps all models in memory and builds the static merges once. Both must agree.
+with a forward pass of its own. It keeps all models in memory and builds the static merges once. Both must agree. The rival's
+time is linear in the number of probes, so it runs a quarter of them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main() -> None:
     """Measure, compare, print."""
     parser = options(__doc__)
     given = parser.parse_args()
-    n, hidden, blocks = (8, 64, 5) if given.quick else (40, 192, 6)
+    n, hidden, blocks = (8, 64, 5) if given.quick else (96, 192, 6)
     with tempfile.TemporaryDirectory() as folder, quiet():
         library = random_library(Path(folder) / "library", hidden=hidden, blocks=blocks, vocabulary=4096)
         texts = random_texts(library, n, shortest=60, longest=200, seed=1)
@@ -55,19 +56,21 @@ def main() -> None:
         start = time.perf_counter()
         evaluate(library, constellation, probes, settings, out=Path(folder) / "ours", index_probes=index)
         ours = time.perf_counter() - start
+        few, space = probes[: n // 4], specialist_space(library, index, constellation.settings)
+        one_by_one(library, constellation, few[:1], n, settings, space)
         start = time.perf_counter()
-        theirs_losses = one_by_one(library, constellation, probes, settings, specialist_space(library, index, constellation.settings))
-        theirs = time.perf_counter() - start
+        theirs_losses = one_by_one(library, constellation, few, n, settings, space)
+        theirs = (time.perf_counter() - start) * n / len(few)
         rows = read_results(Path(folder) / "ours")[1]
     worst = max(
         abs(row["loss"] - theirs_losses[row["candidate"], row["protocol"], row["probe"]])
         for row in rows
-        if row["candidate"] != "task_arithmetic"
+        if row["candidate"] != "task_arithmetic" and int(row["probe"]) < len(few)
     )
     scored = len({(row["candidate"], row["protocol"]) for row in rows})
     report(
         "evaluate",
-        f"Five passes, {n} probes, {scored} candidates x protocols",
+        f"Five passes, {n} probes ({len(few)} for the rival, scaled up), {scored} candidates x protocols",
         ["way", "seconds", "probes a second"],
         [["asterism", ours, n / ours], ["one after another", theirs, n / theirs]],
         {"one_by_one_speedup": theirs / ours, "largest_difference_nats": worst},
@@ -78,9 +81,9 @@ def main() -> None:
 
 @torch.inference_mode()
 def one_by_one(
-    library: Library, constellation: Constellation, probes: list[Probe], settings: EvaluationSettings, space: Tensor
+    library: Library, constellation: Constellation, probes: list[Probe], n: int, settings: EvaluationSettings, space: Tensor
 ) -> dict[tuple[str, str, str], float]:
-    """(candidate, protocol, probe id) -> loss, every probe by itself."""
+    """(candidate, protocol, probe id) -> loss, every probe by itself; random mixtures are drawn as for `n` probes."""
     tokens = tokenise(library.tokenizer, [probe.text for probe in probes], settings.max_length)
     models = {name: library.model(name) for name in library.names}
     statics = {c.name: Composer(library, c.composition).materialise(c.mixture) for c in static_candidates(library, settings)}
@@ -115,7 +118,7 @@ def one_by_one(
                 reading = _reading(library, models, fingerprint, prefix, protocol)  # each candidate asks the specialists anew
                 if candidate.name == "random":
                     width = library.anatomy.hidden_size
-                    blank = _blank(library, len(probes), width)
+                    blank = _blank(library, n, width)
                     mixture = randoms.setdefault(protocol, mixtures_of(candidate, blank, protocol, settings.seed, space))[row]
                 else:
                     mixture = mixtures_of(candidate, reading, protocol, settings.seed, space)[0]

@@ -68,10 +68,10 @@ def main() -> None:
         for variant in variants:
             choice = best | variant
             for candidate in candidates(constellation, choice):
-                losses = {}
+                losses, composer = {}, Composer(library, candidate.composition)
                 for protocol in settings.protocols:
                     mixtures = mixtures_of(candidate, reading, protocol, 0)
-                    losses[protocol] = score_composed(library, candidate, mixtures, batched, protocol, settings)
+                    losses[protocol] = score_composed(composer, candidate, mixtures, batched, protocol, settings)
                 entry = {"knob": knob, **variant, **means(probes, losses)}
                 scored.append((entry["mean"], variant))
                 tried.append(entry)

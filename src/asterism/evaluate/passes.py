@@ -57,15 +57,15 @@ def score_static(library: Library, candidate: Static, batches: Sequence[Batch], 
 
 
 def score_composed(
-    library: Library,
+    composer: Composer,
     candidate: Composed,
     mixtures: Sequence[Mixture],
     batches: Sequence[Batch],
     protocol: Protocol,
     settings: EvaluationSettings,
 ) -> Tensor:
-    """Passes 4 and 5: [n] mean loss over the scored span, each probe under its own mixture."""
-    composer, losses = Composer(library, candidate.composition), torch.full((len(mixtures),), torch.nan)
+    """Passes 4 and 5: [n] mean loss over the scored span, each probe under its own mixture; `composer` has the candidate's settings."""
+    library, losses = composer.library, torch.full((len(mixtures),), torch.nan)
     with counting(f"{candidate.name} ({protocol})", len(mixtures)) as advance, torch.inference_mode():
         for batch in batches:
             placed, rows = batch.to(library.device), list(batch.rows)

@@ -82,13 +82,19 @@ def evaluate(
         losses |= {(candidate.name, protocol): found[protocol] for protocol in settings.protocols}
     facts: list[dict] = []
     example: dict[str, Any] = {}
+    composers: dict[str, Composer] = {}  # candidates of equal settings share one, and with it what it has loaded
+
+    def composer(candidate: Composed) -> Composer:
+        key = candidate.composition.digest()
+        return composers[key] if key in composers else composers.setdefault(key, Composer(library, candidate.composition))
+
     composed = [c for c in composed_candidates(library, constellation, settings) if c.name != SPECIALIST_SPACE or space is not None]
     for candidate in composed:
         for protocol in settings.protocols:
             mixtures = mixtures_of(candidate, reading, protocol, settings.seed, space, read[protocol])
             part = f"{candidate.name}-{protocol}"
             made = parts.tensors(
-                part, lambda c=candidate, m=mixtures, p=protocol: {"loss": score_composed(library, c, m, score_batches, p, settings)}
+                part, lambda c=candidate, m=mixtures, p=protocol: {"loss": score_composed(composer(c), c, m, score_batches, p, settings)}
             )
             losses[candidate.name, protocol] = made["loss"]
             if protocol == settings.protocols[0] and candidate.index is not None:

@@ -32,8 +32,8 @@ class EvaluationSettings(Settings):
     """Also score the two logit ensembles (N forward passes a probe, N times the logits in memory)."""
     execution: Literal["auto", "mixed", "materialised"] = "auto"
     """How compositions run: many mixtures in one batch, one built model a probe, or the cheaper by the cost model."""
-    max_tokens: int = Field(default=4096, ge=1)
-    """Padded tokens a batch, at most."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Padded tokens a batch, at most: what stays in a processor's cache; an accelerator wants more."""
     scale: str = "library"
     """Label of this library's scale in the tables."""
     example: str = ""
