@@ -73,7 +73,7 @@ def test_centring_on_general_probes_needs_them():
 @given(st.permutations(range(4)))
 def test_lowdin_does_not_look_at_the_order_and_gram_schmidt_does(order):
     centroids = collinear()
-    lowdin, schmidt = IndexSettings(orthogonalisation="lowdin"), IndexSettings(orthogonalisation="gram_schmidt")
+    lowdin, schmidt = (IndexSettings(orthogonalisation=o, centring="none") for o in ("lowdin", "gram_schmidt"))
     np.testing.assert_allclose(
         make_basis(centroids[list(order)], None, lowdin).vectors, make_basis(centroids, None, lowdin).vectors[list(order)], atol=1e-9
     )
@@ -83,13 +83,13 @@ def test_lowdin_does_not_look_at_the_order_and_gram_schmidt_does(order):
 
 @given(st.floats(0.01, 100))
 def test_coefficients_grow_with_the_fingerprint(factor):
-    basis = make_basis(collinear(), None, IndexSettings())
+    basis = make_basis(collinear(), None, IndexSettings(centring="none"))
     query = collinear(n=3, seed=7)
     torch.testing.assert_close(basis.coefficients(factor * query), factor * basis.coefficients(query), rtol=1e-9, atol=1e-9)
 
 
 def test_coefficients_take_any_leading_axes_and_keep_wide_inputs_wide():
-    basis = make_basis(collinear().float(), None, IndexSettings())
+    basis = make_basis(collinear().float(), None, IndexSettings(centring="none"))
     queries = collinear(n=6, seed=3)
     found = basis.coefficients(queries.view(2, 3, 12))
     assert (found.shape, found.dtype) == ((2, 3, 4), torch.float64)
@@ -99,12 +99,12 @@ def test_coefficients_take_any_leading_axes_and_keep_wide_inputs_wide():
 
 def test_a_fingerprint_of_another_model_is_refused():
     with pytest.raises(DataError, match="d = 12"):
-        make_basis(collinear(), None, IndexSettings()).coefficients(torch.zeros(16))
+        make_basis(collinear(), None, IndexSettings(centring="none")).coefficients(torch.zeros(16))
 
 
 def test_noise_has_the_size_asked_for_and_its_seed_decides_it():
     centroids = collinear(n=3, d=20_000)
-    settings = IndexSettings(noise_site="centroids", noise=0.02, seed=7)
+    settings = IndexSettings(centring="none", noise_site="centroids", noise=0.02, seed=7)
     drawn = noisy(centroids, settings) - centroids
     sigma = 0.02 * centroids.norm(dim=1).mean()  # section 7.4
     assert drawn.std() == pytest.approx(float(sigma), rel=0.02)
@@ -115,7 +115,7 @@ def test_noise_has_the_size_asked_for_and_its_seed_decides_it():
 
 def test_noise_is_added_before_orthogonalisation_and_only_at_its_site():
     centroids = collinear()
-    settings = IndexSettings(orthogonalisation="gram_schmidt", noise_site="centroids", noise=0.1)
+    settings = IndexSettings(orthogonalisation="gram_schmidt", centring="none", noise_site="centroids", noise=0.1)
     np.testing.assert_allclose(make_basis(centroids, None, settings).vectors, oracles.gram_schmidt(noisy(centroids, settings)), atol=1e-10)
     plain = make_basis(centroids, None, settings.changed(noise_site="none"))
     assert (make_basis(centroids, None, settings).vectors - plain.vectors).abs().max() > 0.01
@@ -134,6 +134,12 @@ def test_equal_centroids_are_refused_and_noise_tells_them_apart():
 
 def test_one_domain_has_its_own_direction_as_basis():
     centroid = collinear(n=1)
-    basis = make_basis(centroid, None, IndexSettings())
+    basis = make_basis(centroid, None, IndexSettings(centring="none"))
     assert isinstance(basis, Basis)
     torch.testing.assert_close(basis.coefficients(centroid[0]), centroid.norm(dim=1))
+
+
+def test_a_single_domain_is_not_centred_on_itself():
+    basis = make_basis(collinear()[:1], None, IndexSettings(centring="mean"))
+    assert torch.equal(basis.offset, torch.zeros_like(basis.offset))
+    torch.testing.assert_close(basis.vectors, torch.nn.functional.normalize(collinear()[:1], dim=1))

@@ -174,7 +174,7 @@ def test_unknown_and_last_domains_cannot_be_removed(built):
     [
         IndexSettings.paper(),
         IndexSettings(centring="general"),
-        IndexSettings(centring="mean"),
+        IndexSettings(centring="none"),
         IndexSettings(noise_site="centroids", noise=0.05),
     ],
 )
@@ -276,7 +276,7 @@ def test_changed_settings_are_told_one_by_one(library, built, tmp_path):
     built.save(tmp_path / "index")
     message = stale(tmp_path / "index", library, settings=IndexSettings(centring="general", noise=0.1))
     assert "its settings changed" in message
-    assert "centring 'none' -> 'general', noise 0.02 -> 0.1" in message
+    assert "centring 'mean' -> 'general', noise 0.02 -> 0.1" in message
     assert "orthogonalisation" not in message
 
 

@@ -124,3 +124,9 @@ def test_top_k_is_batched_and_refuses_more_than_there_are():
 def test_an_unknown_normalisation_is_refused():
     with pytest.raises(SettingsError, match="two_stage or joint"):
         node_weights(torch.ones(2), torch.ones(2, 3), "softmax")  # type: ignore[arg-type]
+
+
+def test_signed_ranking_puts_negative_coefficients_last():
+    coefficients = torch.tensor([0.2, -0.9, 0.1, 0.5])
+    assert top_k(coefficients, 3).tolist() == [1, 3, 0]
+    assert top_k(coefficients, 3, signed=True).tolist() == [3, 0, 2]

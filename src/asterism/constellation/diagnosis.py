@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asterism.constellation.basis import make_basis, noisy, offset_of
-from asterism.constellation.separation import OrderSensitivity, Retrieval, leave_one_out, order_sensitivity, told
+from asterism.constellation.separation import OrderSensitivity, Retrieval, for_gram_schmidt, leave_one_out, order_sensitivity, told
 from asterism.constellation.settings import IndexSettings
 from asterism.core.errors import DataError, SettingsError
 from asterism.core.geometry import cosine_matrix, mean_collinearity, residual_norms, unique_norms
@@ -100,7 +100,8 @@ def diagnosis_of(fingerprints: Mapping[str, Tensor], general_mean: Tensor | None
     _check(fingerprints)
     names, rows = tuple(fingerprints), list(fingerprints.values())
     raw = torch.stack([each.double().mean(dim=0) for each in rows])  # [N, d]
-    centred = noisy(raw - offset_of(raw, general_mean, settings), settings).to(rows[0].dtype)
+    followed = for_gram_schmidt(settings)
+    centred = noisy(raw - offset_of(raw, general_mean, followed), followed).to(rows[0].dtype)
     order, broken, notes = None, None, []
     try:
         order = order_sensitivity(fingerprints, general_mean, settings)
@@ -155,6 +156,12 @@ def advise(mean: float, domains: int, retrieval: Retrieval, order_free: Retrieva
             return "domains not separable", f"{guess} Give more or clearer probes, or merge the specialists whatever the query."
         found += "."
     height = f"The centroids' mean collinearity is {mean:.3f}"
+    if mean < MERGE_BELOW and rate >= RELIABLE:
+        return (
+            "compose",
+            f"{height}, below {MERGE_BELOW}, where the paper would merge; but the index is reliable, and then composing a query's own "
+            f"model was measured to beat a static merge (docs/results.md). {found}",
+        )
     if mean < MERGE_BELOW:
         return (
             "merge",

@@ -115,6 +115,11 @@ def leave_one_out(fingerprints: Mapping[str, Tensor], general_mean: Tensor | Non
     return Retrieval(n, wilson(int(first.sum()), n), wilson(int(three.sum()), n), by_domain, single, grouping)
 
 
+def for_gram_schmidt(settings: IndexSettings) -> IndexSettings:
+    """The settings under which Gram-Schmidt is measured: centring on the mean, which it cannot follow, counts as none."""
+    return settings.changed(centring="none") if settings.centring == "mean" else settings
+
+
 def order_sensitivity(fingerprints: Mapping[str, Tensor], general_mean: Tensor | None, settings: IndexSettings) -> OrderSensitivity:
     """Gram-Schmidt under other orders of the domains: all N! up to EXHAUSTIVE_UP_TO domains, above that a seeded sample.
 
@@ -122,7 +127,7 @@ def order_sensitivity(fingerprints: Mapping[str, Tensor], general_mean: Tensor |
     orthogonalisation plays no part. After one QR everything happens in the centroids'
     span, so an order costs O(N^3), not O(N^2 d). Raises DataError where the centroids depend on one another.
     """
-    settings = settings.changed(centring="none") if settings.centring == "mean" else settings
+    settings = for_gram_schmidt(settings)
     rows = list(fingerprints.values())
     centroids = torch.stack([each.double().mean(dim=0) for each in rows])  # [N, d]
     offset = offset_of(centroids, general_mean, settings)
