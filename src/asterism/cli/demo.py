@@ -36,7 +36,9 @@ def app(
 
     def show() -> None:
         from asterism.cli.output import answers_table, line
+        from asterism.report.terminal import print_results
 
+        print_results(made.results)
         answers_table(made.answers)
         line(f"report: {made.report}")
 

@@ -26,7 +26,7 @@ from asterism.report.html import write_report
 
 SHAPE = {"hidden": 96, "blocks": 5, "vocabulary": 4096}
 GENERALIST = TrainingSettings(steps=450, batch_size=16, max_length=96, learning_rate=3e-3, schedule="cosine", warmup=0.05)
-SPECIALIST = TrainingSettings(steps=120, batch_size=16, max_length=96, learning_rate=1.5e-3, warmup=0.05)
+SPECIALIST = TrainingSettings(steps=100, batch_size=16, max_length=96, learning_rate=6e-4, warmup=0.05)
 SHARE = 0.15
 """Share of each domain's training text that the generalist sees."""
 PROBES = 40
