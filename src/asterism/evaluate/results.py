@@ -20,7 +20,7 @@ def write_results(out: Path, results: dict[str, Any], rows: Sequence[dict]) -> N
 
     with replacing(out / "rows.parquet") as temporary:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), temporary)
-    write_json(out / "results.json", {"format_version": FORMAT, **results})
+    write_json(out / "results.json", results)
 
 
 def read_results(out: str | Path) -> tuple[dict[str, Any], list[dict]]:

@@ -33,7 +33,7 @@ from asterism.evaluate.parts import Parts, pack, unpack
 from asterism.evaluate.passes import collinearity, correlation, mixture_facts, retrieval, score_composed, score_static
 from asterism.evaluate.probes import check_lengths, read_span
 from asterism.evaluate.reading import Reading, ensemble_tokens, read_all
-from asterism.evaluate.results import write_results
+from asterism.evaluate.results import FORMAT, write_results
 from asterism.evaluate.settings import EvaluationSettings, Protocol
 from asterism.evaluate.tables import best_of, tables
 from asterism.models.batching import Batch, batches, pad_id, tokenise
@@ -107,6 +107,7 @@ def evaluate(
     rows += best_of(rows, f"{TASK_ARITHMETIC}@", TASK_ARITHMETIC)
     wins, means = tables(rows, settings.scale)
     results = {
+        "format_version": FORMAT,
         "scale": settings.scale,
         "seeds": [settings.seed],
         "settings": settings.model_dump(mode="json"),
