@@ -38,7 +38,7 @@ def draw(corpus: Corpus, domains: Sequence[str], settings: EvaluationSettings) -
     The draw depends on the seed and the probes' order alone. Raises DataError when there is nothing to draw and
     UnknownName when a probe names a domain without a specialist.
     """
-    check_domains(corpus.cross, domains)
+    check_domains([*(probe for probes in corpus.heldout.values() for probe in probes), *corpus.cross], domains)
     groups: dict[str, list[Probe]] = {}
     for domain in domains:
         for probe in corpus.heldout.get(domain, []):
