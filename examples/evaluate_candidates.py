@@ -16,7 +16,7 @@ from asterism.report.terminal import print_results
 
 library, constellation = opened()
 corpus = read_corpus(sys.argv[2]) if len(sys.argv) > 2 else texts()
-corpus.cross[:] = [probe for probe in corpus.cross if set(probe.domains) <= set(library.names)]
+corpus = corpus.only(library.names)  # a probe of a domain without a specialist would be refused
 settings = EvaluationSettings(protocols=("continuation",), single_per_domain=4, cross_per_pair=2, ensembles=False)
 out = Path(mkdtemp(prefix="asterism-evaluation-"))
 

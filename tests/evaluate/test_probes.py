@@ -38,6 +38,15 @@ def test_a_domain_without_a_specialist_is_named_not_dropped(where):
         draw(made, DOMAINS, EvaluationSettings())
 
 
+def test_a_corpus_can_be_held_to_the_librarys_domains():
+    made = corpus(medikal=[Probe("p", "some words here", ("medikal",))])
+    made.cross.append(Probe("p", "some words here", ("medikal", "legal")))
+    kept = made.only(DOMAINS)
+    assert set(kept.heldout) == {*DOMAINS, "general"}
+    assert len(kept.cross) == 9
+    assert draw(kept, DOMAINS, EvaluationSettings()) == draw(corpus(), DOMAINS, EvaluationSettings())
+
+
 def test_nothing_to_draw_is_told():
     with pytest.raises(DataError, match="no probe to evaluate on"):
         draw(Corpus(), DOMAINS, EvaluationSettings())

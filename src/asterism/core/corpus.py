@@ -60,6 +60,15 @@ class Corpus:
         """Every single domain met, `general` left out, in order of the files' names."""
         return tuple(name for name in dict.fromkeys([*self.train, *self.heldout]) if name != GENERAL)
 
+    def only(self, domains: Iterable[str]) -> Corpus:
+        """The texts and probes of these domains and of `general` alone, e.g. for a library that has fewer specialists than the folder."""
+        wanted = {*domains, GENERAL}
+        return Corpus(
+            {name: texts for name, texts in self.train.items() if name in wanted},
+            {name: probes for name, probes in self.heldout.items() if name in wanted},
+            [probe for probe in self.cross if wanted.issuperset(probe.domains)],
+        )
+
 
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON-lines file, plain or gzip; DataError names file and line."""
