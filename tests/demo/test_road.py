@@ -63,6 +63,16 @@ def test_on_ones_own_text_with_other_domains(tmp_path):
     assert {row["task"] for row in made.results["table"]} == {"single"}
 
 
+def test_probes_of_a_domain_without_training_text_are_left_out(tmp_path):
+    write_corpus(tmp_path / "made", train=20, heldout=3, cross=1)
+    for path in (tmp_path / "made").glob("code.train*"):
+        path.unlink()
+    made = road.run_demo(tmp_path / "out", [tmp_path / "made"])
+    groups = {row["group"] for row in made.results["losses"]}
+    assert "medical-legal" in groups
+    assert not any("code" in group for group in groups)
+
+
 def test_too_few_domains_are_told(tmp_path):
     write_corpus(tmp_path, train=4, heldout=1, cross=1)
     for path in tmp_path.iterdir():

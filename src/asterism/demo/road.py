@@ -58,6 +58,7 @@ def run_demo(
     corpus = read_corpus(*data) if data else build_corpus(seed)
     domains = _domains(corpus)
     say(f"Text: {sum(map(len, corpus.train.values())):,} passages of {', '.join(domains)} and general")
+    corpus = corpus.only(domains)  # the demo makes a specialist of every domain with training text: probes of others have none
     library = _library(corpus, domains, out / "library", seed, device, dtype, say)
     probes = draw_index_probes(corpus, domains, PROBES, seed)
     say("Index: the generalist reads the probes of every domain")
