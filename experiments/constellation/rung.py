@@ -17,7 +17,7 @@ DOMAINS = ("medical", "legal", "code", "science")
 
 
 class Scratch(Settings):
-    """A generalist trained from nothing, with a tokenizer of its own."""
+    """A generalist trained from nothing, with a tokenizer of its own unless another is named."""
 
     shape: Literal["gpt2", "qwen2", "llama"]
     """Architecture."""
@@ -28,14 +28,16 @@ class Scratch(Settings):
     positions: int = 256
     """Tokens of context."""
     vocabulary: int = 4096
-    """Tokens that the tokenizer learns at most."""
+    """Tokens that the tokenizer learns at most; of a named one, how many it has."""
+    tokenizer: str | None = None
+    """Folder or Hub id of a tokenizer to take instead of learning one."""
 
 
 class Text(Settings):
     """A data set of the Hugging Face Hub."""
 
     dataset: str
-    """Hub id, `owner/name` or `owner/name:configuration`."""
+    """Hub id, `owner/name` or `owner/name:configuration`, or the address of its files (asterism.models.datasets)."""
     column: str = "text"
     """Column of text; `outer.inner` for a nested one."""
     limit: int | None = None
@@ -57,8 +59,10 @@ class Rung(Settings):
     """How each specialist is trained from it; the ladder's seed replaces its seed."""
     share: float = Field(default=0.15, ge=0, le=1)
     """Share of every domain's training text in the generalist's own, where text comes from folders."""
-    texts: dict[str, Text] = Field(default_factory=dict)
+    texts: dict[str, tuple[Text, ...]] = Field(default_factory=dict)
     """Data sets by domain, `general` among them; empty: the folders given on the command line."""
+    config: dict[str, int | bool | str] | None = None
+    """The config of a pretrained start, for the dry run alone: what sizes it has while it is not at hand."""
     probes: int = Field(default=40, ge=1)
     """Index probes a domain, and as many general ones (section 4.1)."""
     last: int = Field(default=4, ge=1)

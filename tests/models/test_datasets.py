@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 
 import pytest
 
@@ -46,12 +48,51 @@ def test_a_column_that_is_not_there_or_not_text(tmp_path):
         dataset_texts(source, column="number")
 
 
+NESTED = [
+    {"id": n, "context": {"contexts": parts, "labels": ["AIM"]}}
+    for n, parts in enumerate([["one", "two"], [], ["  "], ["three", "", "four"]])
+]
+
+
+def test_a_nested_column_of_strings_is_one_text_a_row(tmp_path):
+    source = written(tmp_path / "set", NESTED)
+    assert dataset_texts(source, column="context.contexts") == ["one\ntwo", "three\nfour"]
+    assert dataset_texts(source, column="context.labels", limit=1) == ["AIM"]
+
+
+def test_a_dot_in_a_columns_own_name_is_no_nesting(tmp_path):
+    source = written(tmp_path / "set", [{"a.b": "whole", "a": {"b": "nested"}}])
+    assert dataset_texts(source, column="a.b") == ["whole"]
+
+
+def test_a_nested_column_that_is_not_there_or_not_text(tmp_path):
+    source = written(tmp_path / "set", NESTED)
+    with pytest.raises(UnknownName, match=r"met:  'context.context'\n  mend: did you mean 'context.contexts'\?"):
+        dataset_texts(source, column="context.context")
+    with pytest.raises(UnknownName, match=r"met:  'id.inner'"):
+        dataset_texts(source, column="id.inner")
+    with pytest.raises(DataError, match=r"column is not text.\n  met:  context of .*: dict"):
+        dataset_texts(source, column="context")
+
+
+@pytest.mark.parametrize(("suffix", "opened"), [(".gz", gzip.open), (".xz", lzma.open), ("", open)])
+def test_files_by_their_own_address(tmp_path, suffix, opened):
+    for part in (0, 1):
+        with opened(tmp_path / f"train.part.{part}.jsonl{suffix}", "wt") as file:
+            file.write(json.dumps({"text": f"part {part}"}) + "\n")
+    (tmp_path / "other.py").write_text("raise RuntimeError", "utf-8")
+    assert dataset_texts(f"{tmp_path}/train.part.1.jsonl{suffix}") == ["part 1"]
+    assert dataset_texts(f"{tmp_path}/*.jsonl{suffix}") == ["part 0", "part 1"]
+
+
 def test_no_text_at_all(tmp_path):
     with pytest.raises(DataError, match="The dataset has no text"):
         dataset_texts(written(tmp_path / "set", [{"text": " "}]))
 
 
-@pytest.mark.parametrize("source", ["no-such-owner/no-such-dataset", "no-such-owner/no-such-dataset:part", "not a name"])
+@pytest.mark.parametrize(
+    "source", ["no-such-owner/no-such-dataset", "no-such-owner/no-such-dataset:part", "not a name", "hf://datasets/a/b/c.jsonl.xz"]
+)
 def test_a_dataset_that_cannot_be_had(source):
     with pytest.raises(DataError) as caught:
         dataset_texts(source)

@@ -2,42 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from asterism.core.errors import DataError, UnknownName
 from asterism.core.progress import track
 
 MEND = 'give a file of {"text": ...} lines, a folder of <domain>.train.jsonl files, or the Hub id of a dataset with a column of text'
+BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+"""How a source that names files is read, by their suffix; `.gz`, `.xz` and `.zst` may follow it."""
 
 
 def dataset_texts(source: str, *, column: str = "text", split: str = "train", limit: int | None = None) -> list[str]:
     """The first `limit` texts of a dataset in its own order (None: all), from `column` of `split`; blank texts are passed over.
 
-    `source` is a Hub id, `owner/name` or `owner/name:configuration`, or a folder of JSON, Parquet, CSV or text files.
+    `source` is a Hub id, `owner/name` or `owner/name:configuration`; a folder of JSON, Parquet, CSV or text files; or files
+    themselves, e.g. `hf://datasets/owner/name/data/*.parquet` (for a dataset whose own loading script is no longer run; all of
+    them are the split `train`). `column` may be nested, `outer.inner`; a list of strings there is one text, joined by newlines.
     Raises DataError when it cannot be had or holds no text, UnknownName for a column that it has not.
     """
-    name, _, configuration = source.partition(":")
     with _still(), _told(source):
         from datasets import load_dataset
 
-        rows: Any = load_dataset(name, configuration or None, split=split, streaming=True)
+        rows: Any = load_dataset(**_address(source), split=split, streaming=True)
         columns = rows.column_names
         first = next(iter(rows), None)
     if first is None:
         raise DataError("The dataset has no rows.", met=f"{source}, split {split}", mend=MEND)
-    if column not in (columns or first):
-        raise UnknownName(f"column in {source}", column, columns or first)
-    if not isinstance(first[column], str):
-        raise DataError("The dataset's column is not text.", met=f"{column} of {source}: {type(first[column]).__name__}", mend=MEND)
+    path = (column,) if column in (columns or first) else tuple(column.split("."))
+    _check(first, path, source)
     with _still(), _told(source):
-        texts = (row[column] for row in rows)
-        found = list(track(islice((text for text in texts if text and text.strip()), limit), "reading texts", limit))
+        texts = (_text(row, path) for row in rows)
+        found = list(track(islice((text for text in texts if text.strip()), limit), "reading texts", limit))
     if not found:
         raise DataError("The dataset has no text.", met=f"{column} of {source}", mend=MEND)
     return found
+
+
+def _address(source: str) -> dict[str, Any]:
+    """What `load_dataset` is asked for: files by their builder, or a dataset and its configuration."""
+    suffixes = [suffix for suffix in Path(source).suffixes if suffix not in (".gz", ".xz", ".zst")]
+    builder = BUILDERS.get(suffixes[-1]) if suffixes else None
+    if builder is not None and ("://" in source or "*" in source or Path(source).is_file()):  # a Hub id may end in `.csv`, too
+        return {"path": builder, "data_files": source}
+    name, _, configuration = source.partition(":")
+    return {"path": name, "name": configuration or None}
+
+
+def _check(row: Mapping[str, Any], path: tuple[str, ...], source: str) -> None:
+    """UnknownName for a path that the first row has not, DataError for one that does not lead to text."""
+    value: Any = row
+    for depth, part in enumerate(path):
+        if not isinstance(value, Mapping) or part not in value:
+            inside = ".".join(path[:depth])
+            known = value if isinstance(value, Mapping) else ()
+            raise UnknownName(f"column in {source}", ".".join(path), [f"{inside}.{name}" if inside else name for name in known])
+        value = value[part]
+    strings = value if isinstance(value, list) else [value]
+    if not all(isinstance(string, str) for string in strings):
+        found = type(strings[0] if isinstance(value, list) else value).__name__
+        raise DataError("The dataset's column is not text.", met=f"{'.'.join(path)} of {source}: {found}", mend=MEND)
+
+
+def _text(row: Any, path: tuple[str, ...]) -> str:
+    """The text at a path; an empty one where a row has none."""
+    for part in path:
+        row = row and row[part]
+    return "\n".join(string for string in row if string) if isinstance(row, list) else row or ""
 
 
 @contextmanager

@@ -62,12 +62,27 @@ def from_nothing(
     blocks: int = 6,
     vocabulary: int = 8192,
     positions: int = 512,
+    tokenizer: str | None = None,
     seed: int = 42,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A randomly initialised model of a named shape, and a tokenizer of at most `vocabulary` tokens learnt from `texts`."""
-    tokenizer = train_tokenizer(texts, vocabulary)
-    model = new_model(shape, tokenizer, hidden=hidden, blocks=blocks, positions=positions, seed=seed)
-    return model, _as_loaded(tokenizer, model)
+    """A randomly initialised model of a named shape, and a tokenizer of at most `vocabulary` tokens learnt from `texts`.
+
+    With the folder or Hub id of a `tokenizer` that one is taken, whole, and nothing is learnt.
+    """
+    if tokenizer is not None:
+        taken = _tokenizer(tokenizer)
+        return new_model(shape, taken, hidden=hidden, blocks=blocks, positions=positions, seed=seed), taken
+    learnt = train_tokenizer(texts, vocabulary)
+    model = new_model(shape, learnt, hidden=hidden, blocks=blocks, positions=positions, seed=seed)
+    return model, _as_loaded(learnt, model)
+
+
+def _tokenizer(source: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        met = f"{source}: {str(error).splitlines()[0]}"
+        raise StorageError("The tokenizer cannot be loaded.", met=met, mend="give a folder or the Hub id of one") from None
 
 
 def _as_loaded(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
