@@ -31,11 +31,12 @@ from asterism.evaluate.probes import read_span, scored_span
 from asterism.evaluate.reading import Reading
 from asterism.evaluate.results import read_results
 from asterism.evaluate.run import evaluate
-from asterism.evaluate.scoring import Scores, token_losses
+from asterism.evaluate.scoring import Scores
 from asterism.evaluate.settings import EvaluationSettings
 from asterism.models.batching import tokenise
 from asterism.models.changes import Dense
 from asterism.models.library import Library
+from asterism.models.likelihood import token_losses
 
 
 def main() -> None:

@@ -75,8 +75,9 @@ def test_explain_tells_the_coefficients_and_mixture_of_the_library(asterism, ori
     mixture = opened[1].mixture(QUERY, top_k=2)
     assert found["coefficients"] == pytest.approx(dict(zip(tiny.DOMAINS, opened[1].coefficients(QUERY).tolist(), strict=True)), abs=1e-5)
     assert found["shares"] == pytest.approx(mixture.shares, abs=1e-5)
-    assert sum(found["shares"].values()) == pytest.approx(1, abs=1e-5)
-    assert 0 <= found["entropy"] <= 1
+    assert sum(found["shares"].values()) + found["generalist"] == pytest.approx(1, abs=1e-5)
+    assert found["losses"] == pytest.approx({name or "generalist": loss for name, loss in mixture.losses.items()}, abs=1e-4)
+    assert 0 <= found["entropy"] <= found["largest_entropy"] == pytest.approx(1.585, abs=1e-3)
     assert [layer["layer"] for layer in found["layers"]] == list(range(opened[0].anatomy.n_blocks))
     for layer in found["layers"]:
         assert sum(layer["held"].values()) == pytest.approx(1, abs=1e-5)
@@ -84,6 +85,10 @@ def test_explain_tells_the_coefficients_and_mixture_of_the_library(asterism, ori
     people = asterism("explain", original, QUERY)
     assert "█" in people.out
     assert "entropy" in people.out
+    assert "generalist" in people.out
+    fast = asterism("explain", original, QUERY, "--mode", "fast", "--json").answer
+    assert fast["losses"] == {}
+    assert fast["shares"] == pytest.approx(opened[1].mixture(QUERY, mode="fast").shares, abs=1e-5)
 
 
 def test_explain_reads_stdin(asterism, original, monkeypatch):
@@ -138,6 +143,22 @@ def test_evaluate_leaves_results_rows_and_report(asterism, original, data, tmp_p
     assert all(math.isfinite(row["loss"]) for row in results["losses"])
     assert (tmp_path / "out" / "rows.parquet").exists()
     assert "<html" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_calibrate_keeps_what_it_fits_and_an_evaluation_never_sees_its_probes(asterism, library, data, tmp_path):
+    counts = ("--single-per-domain", 1, "--cross-per-pair", 1, "--max-length", 64)
+    ran = asterism("calibrate", library, "--data", data, "--per-group", 1, *counts, "--json")
+    assert ran.code == 0, ran.err
+    kept = Constellation.load(library / "constellation", Library.open(library)).calibration
+    assert kept.scale == ran.answer["scale"]
+    assert len(kept.probes) == ran.answer["probes"] >= 4
+    assert ran.answer["losses"]["default"] == kept.losses["default"]
+    tested = asterism("evaluate", library, "--data", data, "--out", tmp_path / "out", *counts, "--json")
+    assert tested.code == 0, tested.err
+    more = ("--single-per-domain", 9, "--cross-per-pair", 9, "--max-length", 64)
+    refused = asterism("evaluate", library, "--data", data, "--out", tmp_path / "other", *more)
+    assert refused.code == 2
+    assert "calibrated on" in refused.err
 
 
 def test_train_makes_a_library_from_nothing(asterism, data, tmp_path):

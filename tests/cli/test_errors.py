@@ -96,7 +96,7 @@ def test_a_specialist_of_another_shape(asterism, original, data, tmp_path):
         (("index", "--specialist", "legal"), "name=FOLDER"),
         (("compose", "text"), "--out"),
         (("compose", "text", "--out", "x", "--rank", "3"), "--as adapter"),
-        (("compose", "text", "--out", "x", "--scale", "2"), "deltas"),
+        (("compose", "text", "--out", "x", "--mix", "specialists", "--scale", "2"), "deltas"),
         (("compose", "text", "--out", "x", "--layers", "99"), "99"),
         (("explain", "  "), "empty"),
         (("explain", "caf\udce9"), "UTF-8"),

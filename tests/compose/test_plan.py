@@ -139,7 +139,7 @@ def test_a_parameter_that_no_specialist_changes_is_left_out_but_joint_weights_sh
     two_stage = Plan(tiny_gpt2, [random_mixture(("a", "b"), tiny_gpt2, 0)], CompositionSettings(), LIKE)
     assert two_stage.terms(parameter, unchanged) is None
     joint = random_mixture(("a", "b"), tiny_gpt2, 0, joint=True)
-    terms = Plan(tiny_gpt2, [joint], CompositionSettings(), LIKE).terms(parameter, unchanged)
+    terms = Plan(tiny_gpt2, [joint], CompositionSettings(mix="specialists"), LIKE).terms(parameter, unchanged)
     assert terms is not None
     np.testing.assert_allclose(terms.base[0], joint.weights.double().sum(dim=0).repeat(4), rtol=1e-12)
     deltas = Plan(tiny_gpt2, [joint], CompositionSettings(mix="deltas"), LIKE)
@@ -179,3 +179,24 @@ def test_weights_that_do_not_fit_are_refused():
     short = Mixture(("a",), torch.ones(1, 16), torch.ones(1), {"transformer.h.0.ln_1": torch.ones(1, 15)})
     with pytest.raises(MismatchError, match=r"transformer\.h\.0\.ln_1"):
         Plan(tiny_gpt2, [short], per_module, LIKE).terms("transformer.h.0.ln_1.weight", lambda n, p: None)
+
+
+def test_the_generalists_own_weight_and_the_mixtures_scale_reach_the_parameters():
+    tiny_gpt2, parameter = anatomy(), "transformer.h.4.mlp.c_fc.weight"
+    base, own = torch.tensor(0.3), torch.tensor(-1.2)
+    change = lambda name, parameter: Dense(own)  # noqa: E731
+    one = Mixture.fixed({"a": 0.6}, tiny_gpt2.hidden_size, generalist=0.4)
+    for mix in ("specialists", "deltas"):
+        terms = Plan(tiny_gpt2, [one], CompositionSettings(mix=mix), LIKE).terms(parameter, change)
+        assert terms is not None
+        np.testing.assert_allclose(
+            (terms.base[0] * base + terms.parts[0].weights[0] * own).numpy(), float(0.4 * base + 0.6 * own), rtol=1e-5
+        )
+    scaled = Mixture.fixed({"a": 0.6}, tiny_gpt2.hidden_size, generalist=0.4, scale=1.5)
+    terms = Plan(tiny_gpt2, [one, scaled], CompositionSettings(scale=2.0), LIKE).terms(parameter, change)
+    assert terms is not None
+    for row, factor in ((0, 2.0), (1, 3.0)):
+        got = terms.base[row] * base + terms.parts[0].weights[row] * own
+        np.testing.assert_allclose(got.numpy(), float(base + factor * 0.6 * (own - base)), rtol=1e-4)
+    with pytest.raises(SettingsError, match="mixture of deltas"):
+        Plan(tiny_gpt2, [scaled], CompositionSettings(mix="specialists"), LIKE)

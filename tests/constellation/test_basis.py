@@ -113,6 +113,20 @@ def test_noise_has_the_size_asked_for_and_its_seed_decides_it():
     assert not torch.equal(noisy(centroids, settings.changed(seed=8)), centroids + drawn)
 
 
+def test_noise_of_the_control_has_the_same_norms_along_one_shared_direction():
+    centroids = collinear(n=3, d=500)
+    settings = IndexSettings(centring="none", noise_site="centroids", noise=0.05, seed=7)
+    free = noisy(centroids, settings) - centroids
+    control = noisy(centroids, settings.changed(noise_site="direction")) - centroids
+    torch.testing.assert_close(control.norm(dim=1), free.norm(dim=1), rtol=1e-9, atol=0)
+    axes = torch.nn.functional.normalize(control, dim=1)
+    torch.testing.assert_close(axes @ axes.T, torch.ones(3, 3, dtype=torch.float64), rtol=0, atol=1e-9)
+    between = torch.nn.functional.normalize(free, dim=1) @ axes[0]
+    assert between.abs().max() < 0.2  # the centroids' own noise points elsewhere
+    other = noisy(centroids, settings.changed(noise_site="direction", seed=8)) - centroids
+    assert abs(torch.nn.functional.cosine_similarity(other[0], control[0], dim=0)) < 0.2
+
+
 def test_noise_is_added_before_orthogonalisation_and_only_at_its_site():
     centroids = collinear()
     settings = IndexSettings(orthogonalisation="gram_schmidt", centring="none", noise_site="centroids", noise=0.1)

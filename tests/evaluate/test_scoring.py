@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from asterism.evaluate.probes import read_span, scored_span
-from asterism.evaluate.scoring import Scores, logits_of, record, record_states, span_mean, states_of, token_losses
+from asterism.evaluate.scoring import Scores, record, record_states, span_mean
 from asterism.models.batching import batches
+from asterism.models.likelihood import logits_of, states_of, token_losses
 from tests import tiny
 
 LENGTHS = (9, 4, 17, 5, 12)

@@ -50,10 +50,11 @@ def app(
     def show() -> None:
         from asterism.cli.output import line, shares_line
 
-        line(f"mixture: {shares_line(mixture.shares)}")
+        line(f"mixture: {shares_line(mixture.shares, mixture.generalist)}")
         line(f"{form}: {out}")
         if kept:
             line(f"largest relative error {max(kept['errors'].values()):.2g}; {len(kept['left_out'])} changed parameters fit in no adapter")
 
-    answer = {"out": out, "as": form, "specialists": list(mixture.specialists), "shares": mixture.shares, "adapter": kept or None}
+    answer = {"out": out, "as": form, "specialists": list(mixture.specialists), "shares": mixture.shares}
+    answer |= {"generalist": mixture.generalist, "delta_scale": mixture.scale, "adapter": kept or None}
     return {**answer, "settings": composition.model_dump(mode="json")}, show

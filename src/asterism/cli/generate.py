@@ -28,7 +28,6 @@ def app(
     opened, constellation = open_both(library, given, paper=paper)
     settings, composition = query_settings(given, constellation, paper=paper)
     from asterism.compose.answering import answer
-    from asterism.core.weights import entropy_bits
 
     found = answer(
         opened,
@@ -46,7 +45,8 @@ def app(
             "answer": one.text,
             "specialists": list(one.mixture.specialists),
             "shares": one.mixture.shares,
-            "entropy": float(entropy_bits(one.mixture.weights).mean()),
+            "generalist": one.mixture.generalist,
+            "entropy": one.mixture.entropy,
         }
         for one in found
     ]

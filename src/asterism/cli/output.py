@@ -36,9 +36,10 @@ def bar(value: float, largest: float, width: int = BAR) -> str:
     return ("█" if value >= 0 else "░") * length
 
 
-def shares_line(shares: Mapping[str, float]) -> str:
-    """`medical 62 %, legal 30 %, code 8 %`, largest first."""
-    return ", ".join(f"{name} {share:.0%}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))
+def shares_line(shares: Mapping[str, float], generalist: float = 0.0) -> str:
+    """`medical 62 %, legal 30 %; generalist 8 %`, largest first."""
+    told = ", ".join(f"{name} {share:.0%}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))
+    return f"{told}; generalist {generalist:.0%}" if generalist else told
 
 
 def answers_table(answers: Sequence[Mapping[str, Any]]) -> None:
@@ -46,27 +47,27 @@ def answers_table(answers: Sequence[Mapping[str, Any]]) -> None:
     for one in answers:
         line(f"> {one['query']}")
         line(one["answer"].strip() or "(nothing)")
-        line(f"  {shares_line(one['shares'])}; entropy {one['entropy']:.2f} bits\n")
+        line(f"  {shares_line(one['shares'], one['generalist'])}; entropy {one['entropy']:.2f} bits\n")
 
 
 def explanation_tables(found: Mapping[str, Any]) -> None:
-    """Coefficients as bars, the mixture, and who holds the most nodes in each block."""
-    largest = max(map(abs, found["coefficients"].values()))
-    rows = [
-        [
-            name,
-            f"{value:.3f}",
-            bar(value, largest),
-            f"{found['shares'][name]:.0%}" if name in found["shares"] else "",
-            f"{found['nodes'].get(name, 0):.0%}",
-        ]
-        for name, value in sorted(found["coefficients"].items(), key=lambda item: -item[1])
-    ]
-    table("What the text asks for", ["domain", "coefficient", "", "share", "nodes led"], rows)
-    line(f"entropy {found['entropy']:.2f} of at most {found['largest_entropy']:.2f} bits a node")
+    """Coefficients as bars, the evidence and the mixture, and who is most active in each block."""
+    largest, losses, shares = max(map(abs, found["coefficients"].values())), found["losses"], found["shares"]
+
+    def row(name: str, coefficient: float | None, share: float | None) -> list[str]:
+        drawn = ["", ""] if coefficient is None else [f"{coefficient:.3f}", bar(coefficient, largest)]
+        shown = [f"{values[name]:{form}}" if name in values else "" for values, form in ((losses, ".3f"), (found["nodes"], ".0%"))]
+        return [name, *drawn, shown[0], "" if share is None else f"{share:.0%}", shown[1]]
+
+    ranked = sorted(found["coefficients"].items(), key=lambda item: -item[1])
+    rows = [row(name, value, shares.get(name)) for name, value in ranked]
+    if found["generalist"] or losses:
+        rows.append(row("generalist", None, found["generalist"]))
+    table("What the text asks for", ["candidate", "coefficient", "", "loss on it", "share", "nodes led"], rows)
+    line(f"entropy {found['entropy']:.2f} of at most {found['largest_entropy']:.2f} bits; deltas x {found['scale']:g}")
     names = found["specialists"]
     layers = [[str(layer["layer"]), layer["most"], *(f"{layer['held'][name]:.0%}" for name in names)] for layer in found["layers"]]
-    table("Nodes led, block by block", ["block", "most", *names], layers)
+    table("Nodes led by activation, block by block", ["block", "most", *names], layers)
 
 
 def diagnosis_tables(found: Mapping[str, Any]) -> None:

@@ -42,11 +42,15 @@ def open_both(root: Path, given: Given, *, paper: bool = False) -> tuple[Library
 
 
 def query_settings(given: Given, constellation: Constellation, *, paper: bool) -> tuple[MixtureSettings, CompositionSettings]:
-    """Settings of a query's mixture and composition; the default K is at most the number of domains."""
+    """Settings of a query's mixture and composition; the default K is at most the number of domains.
+
+    With the node map `per_module`, and with the paper's settings, weights are per node.
+    """
     composition = given.settings(CompositionSettings, CompositionSettings.paper() if paper else None)
     k = min(MixtureSettings().top_k, len(constellation.domains))
-    mixture = given.settings(MixtureSettings, MixtureSettings(top_k=k, per_module=composition.node_map == "per_module"))
-    return mixture, composition
+    per_module = composition.node_map == "per_module"
+    base = MixtureSettings(top_k=k, mode="nodes", per_module=per_module) if paper or per_module else MixtureSettings(top_k=k)
+    return given.settings(MixtureSettings, base), composition
 
 
 def torch_dtype(name: str | None):

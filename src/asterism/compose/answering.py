@@ -44,7 +44,7 @@ def answer(
     Raises DataError when a text leaves no room for new tokens within the model's positions.
     """
     composition = composition or CompositionSettings()
-    mixtures = constellation.mixtures(texts, mixture or MixtureSettings(per_module=composition.node_map == "per_module"))
+    mixtures = constellation.mixtures(texts, mixture or _asked(constellation, composition))
     ids, mask = _left_padded(library, texts, max_new_tokens)
     composer = Composer(library, composition)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
@@ -59,6 +59,13 @@ def answer(
             written = _continued(model, asked)
     new = library.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
     return [Answer(query, text, made) for query, text, made in zip(texts, new, mixtures, strict=True)]
+
+
+def _asked(constellation: Constellation, composition: CompositionSettings) -> MixtureSettings:
+    """The default mixture, of at most the domains there are; weights per node where the node map asks for them."""
+    k = min(MixtureSettings().top_k, len(constellation.domains))
+    per_module = composition.node_map == "per_module"
+    return MixtureSettings(top_k=k, mode="nodes", per_module=True) if per_module else MixtureSettings(top_k=k)
 
 
 def _continued(model: Any, asked: dict[str, Any]) -> Tensor:

@@ -172,6 +172,8 @@ def _record(library: Library, mixture: Mixture, settings: CompositionSettings, *
         "generalist": library.digest(),
         "specialists": {name: library.digest(name) for name in mixture.specialists},
         "shares": mixture.shares,
+        "generalist_share": mixture.generalist,
+        "scale": mixture.scale,
         "coefficients": _numbers(mixture.coefficients),
         "weights": _numbers(mixture.weights),
         "modules": {path: _numbers(weights) for path, weights in mixture.modules.items()},

@@ -1,12 +1,13 @@
 """Which parameters a composition touches, and how: base coefficient and weighted changes of each, for several mixtures at once.
 
-With W_i [out] the weights of specialist i at a parameter's output nodes, s the scale, and each specialist's change dense
-(D: its whole parameter), low-rank (R: B_i A_i beside the generalist's) or none (U: equal to the generalist's):
+With W_i [out] the weights of specialist i at a parameter's output nodes, w the generalist's own weight, s the scale (the setting's
+times the mixture's), and each specialist's change dense (D: its whole parameter), low-rank (R: B_i A_i beside the generalist's) or
+none (U: equal to the generalist's):
 
-    specialists   theta = sum_i W_i theta_i                          (Eq. 9)
+    specialists   theta = w theta_G + sum_i W_i theta_i              (Eq. 9 where w = 0)
     deltas        theta = theta_G + s sum_i W_i (theta_i - theta_G)
 
-are both   theta = c0 theta_G + s sum_D W_i theta_i + s sum_R W_i B_i A_i   with c0 = sum_(R, U) W_i (specialists, s = 1)
+are both   theta = c0 theta_G + s sum_D W_i theta_i + s sum_R W_i B_i A_i   with c0 = w + sum_(R, U) W_i (specialists, s = 1)
 or c0 = 1 - s sum_D W_i (deltas).
 """
 
@@ -66,7 +67,7 @@ class Plan:
     """G mixtures over one model, checked, with their weights carried to output nodes once for each distinct output.
 
     Raises MismatchError when a mixture's weights do not fit the model, SettingsError when `layers` names blocks that are
-    not there or the node map `per_module` meets a mixture without module weights.
+    not there, the node map `per_module` meets a mixture without module weights, or specialists' parameters are to be mixed with a scale.
     """
 
     def __init__(self, anatomy: Anatomy, mixtures: Sequence[Mixture], settings: CompositionSettings, like: Tensor) -> None:
@@ -75,6 +76,9 @@ class Plan:
         self.parameters = composed_parameters(anatomy, settings)
         self.specialists = tuple(dict.fromkeys(name for mixture in mixtures for name in mixture.specialists))
         self._device, self._dtype = like.device, torch.float64 if like.dtype == torch.float64 else torch.float32
+        self._scales = torch.tensor([settings.scale * mixture.scale for mixture in mixtures], dtype=torch.float64)  # [G]
+        if settings.mix == "specialists" and bool((self._scales != 1).any()):
+            raise SettingsError("A scaled mixture is a mixture of deltas.", met="mix: specialists", mend="mix: deltas")
         self._hidden = self._gathered([mixture.weights for mixture in mixtures], anatomy.hidden_size, "a mixture")
         self._mean = self._hidden.mean(dim=-1, keepdim=True)  # [G, N, 1]
         self._weights: dict[str | int, Tensor] = {}  # [G, N, out] float64 on the CPU
@@ -112,7 +116,7 @@ class Plan:
     def _parts_at(self, key: str | int) -> list[Tensor | None]:
         """s W_i for each specialist, None for one without weight anywhere."""
         if key not in self._parts:
-            scaled = self.settings.scale * self._at(key)
+            scaled = self._scales[:, None, None] * self._at(key)
             used = (scaled != 0).flatten(2).any(dim=2).any(dim=0).tolist()
             self._parts[key] = [self._placed(scaled[:, i]) if there else None for i, there in enumerate(used)]
         return self._parts[key]
@@ -122,9 +126,10 @@ class Plan:
             weights = self._at(key)
             chosen = torch.tensor(dense)
             if self.settings.mix == "specialists":
-                base = weights[:, ~chosen].sum(dim=1)
+                own = torch.tensor([mixture.generalist for mixture in self.mixtures], dtype=torch.float64)
+                base = own[:, None] + weights[:, ~chosen].sum(dim=1)
             else:
-                base = 1 - self.settings.scale * weights[:, chosen].sum(dim=1)
+                base = 1 - self._scales[:, None] * weights[:, chosen].sum(dim=1)
                 base[(base.abs() < ROUNDING).all(dim=1)] = 0.0
             base[((base - 1).abs() < ROUNDING).all(dim=1)] = 1.0
             same = next((value for value in (0.0, 1.0) if bool((base == value).all())), None)

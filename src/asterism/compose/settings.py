@@ -18,10 +18,11 @@ class CompositionSettings(Settings):
     node_map: Literal["hidden", "tiled", "mean", "per_module"] = "tiled"
     """How [K, d] weights reach an output axis that is not d. `hidden`: d takes its nodes, anything else the mean; `tiled`: m*d
     repeats them too; `mean`: the mean weight everywhere; `per_module`: weights from a signature at that module's own output."""
-    mix: Literal["specialists", "deltas"] = "specialists"
-    """Mix specialists' parameters (Eq. 9), or add the mixed deltas to the generalist."""
+    mix: Literal["specialists", "deltas"] = "deltas"
+    """Add the mixed deltas to the generalist, or mix specialists' parameters (Eq. 9); the same where weights sum to 1 and nothing is
+    scaled."""
     scale: float = Field(default=1.0, ge=0)
-    """Factor on the mixed deltas; 1 with `mix: specialists`."""
+    """Factor on the mixed deltas, beside the mixture's own; 1 with `mix: specialists`."""
 
     @model_validator(mode="after")
     def _scale_needs_deltas(self) -> CompositionSettings:

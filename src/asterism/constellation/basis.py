@@ -65,9 +65,14 @@ def offset_of(centroids: Tensor, general_mean: Tensor | None, settings: IndexSet
 def noisy(centred: Tensor, settings: IndexSettings) -> Tensor:
     """Rows plus N(0, s^2 I), s = noise x mean row norm (section 7.4), when the noise's site is the centroids.
 
-    Under centring the norm is that of the centred rows: the noise is a share of what is orthogonalised.
+    Under centring the norm is that of the centred rows: the noise is a share of what is orthogonalised. At the site `direction`, a
+    control, each row's noise keeps its norm but all rows get theirs along one seeded random direction.
     """
-    if settings.noise_site != "centroids" or not settings.noise:
+    if settings.noise_site not in ("centroids", "direction") or not settings.noise:
         return centred
-    drawn = torch.randn(centred.shape, generator=torch.Generator().manual_seed(settings.seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(settings.seed)
+    drawn = torch.randn(centred.shape, generator=generator, dtype=torch.float64)
+    if settings.noise_site == "direction":
+        shared = normalize(torch.randn(centred.shape[1], generator=generator, dtype=torch.float64), dim=0)  # [d]
+        drawn = drawn.norm(dim=1, keepdim=True) * shared
     return centred + (settings.noise * centred.norm(dim=1).mean() * drawn.to(centred.device)).to(centred.dtype)

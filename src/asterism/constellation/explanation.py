@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite, log2
 from typing import Any
 
 import torch
@@ -11,29 +12,35 @@ from torch import Tensor
 from asterism.constellation.index import Constellation
 from asterism.constellation.mixture import Mixture
 from asterism.constellation.settings import MixtureSettings
-from asterism.core.weights import entropy_bits
 from asterism.models.library import Library
 
 
 def explain(library: Library, constellation: Constellation, text: str, settings: MixtureSettings | None = None) -> dict[str, Any]:
-    """Coefficients of all domains (Eq. 5), shares of the mixture, its entropy in bits (Eq. 11), and holders by block.
+    """Coefficients of all domains (Eq. 5), the evidence, shares of the mixture, its entropy in bits (Eq. 11), and holders by block.
 
-    `nodes`: each specialist's part of the hidden nodes at which it weighs most. `layers`: the same over all module outputs of a
-    block, from signatures taken at every module. JSON-able.
+    `losses`: the query's mean loss in nats a token under each candidate that read it, the generalist under `generalist`. `nodes` and
+    `layers`: which of the chosen is most active where (Eq. 7): each one's part of the hidden nodes at which it weighs most, and the
+    same over all module outputs of a block, from signatures taken at every module. JSON-able.
     """
-    wanted = (settings or MixtureSettings()).changed(per_module=True)
-    mixture = constellation.mixture(text, wanted)
-    entropy = entropy_bits(mixture.weights)
+    settings = settings or MixtureSettings()
+    mixture = constellation.mixture(text, settings)
+    active = constellation.mixture(text, top_k=settings.top_k, mode="nodes", signature=settings.signature, per_module=True)
+    candidates = len(mixture.specialists) + bool(mixture.generalist)
     return {
         "text": text,
+        "mode": settings.mode,
         "coefficients": dict(zip(constellation.domains, constellation.coefficients(text).tolist(), strict=True)),
         "specialists": list(mixture.specialists),
+        "losses": {name or "generalist": loss for name, loss in mixture.losses.items() if isfinite(loss)},
         "shares": mixture.shares,
-        "entropy": float(entropy.mean()),
-        "largest_entropy": float(torch.tensor(float(len(mixture.specialists))).log2()),
-        "nodes": held(mixture.specialists, [mixture.weights]),
-        "layers": [_layer(library, mixture, block) for block in range(library.anatomy.n_blocks)],
-        "settings": wanted.model_dump(mode="json"),
+        "generalist": mixture.generalist,
+        "scale": mixture.scale,
+        "entropy": mixture.entropy,
+        "largest_entropy": log2(candidates),
+        "nodes": held(active.specialists, [active.weights]),
+        "layers": [_layer(library, active, block) for block in range(library.anatomy.n_blocks)],
+        "settings": settings.model_dump(mode="json"),
+        "calibration": constellation.calibration.model_dump(mode="json", exclude={"probes", "specialists"}),
     }
 
 

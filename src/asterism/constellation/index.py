@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from asterism.constellation import store
 from asterism.constellation.basis import Basis, make_basis
+from asterism.constellation.calibration import Calibration
+from asterism.constellation.evidence import Evidence, evidence_mixtures, fast_mixtures, standard_unit
 from asterism.constellation.fingerprints import block_modules, fingerprints, module_signatures, signatures
 from asterism.constellation.making import FINAL, centroid, checked, domain_signatures, fingerprinted
 from asterism.constellation.mixture import Mixture
@@ -23,6 +25,7 @@ from asterism.constellation.weighing import Signature, Source, mixtures_of, tabl
 from asterism.core.corpus import GENERAL
 from asterism.core.errors import DataError, SettingsError, UnknownName
 from asterism.models.library import Library
+from asterism.models.likelihood import read
 
 FOLDER = "constellation"
 """Where a library keeps its constellation."""
@@ -52,6 +55,8 @@ class Constellation:
     """Domain -> [n, d] fingerprints, `general` included; read when asked for."""
     signatures: Shelf = field(repr=False)
     """`module@domain` -> [out] mean activation signature, the module `final` included; empty without domain signatures."""
+    calibration: Calibration = field(default_factory=Calibration, repr=False)
+    """How prior and evidence are weighed; the defaults until `with_calibration`. Another index or library needs another one."""
 
     @classmethod
     def build(
@@ -125,8 +130,13 @@ class Constellation:
 
         Raises SettingsError when top_k exceeds the number of domains.
         """
-        settings = (settings or MixtureSettings()).changed(**changes)
-        return self.mixture_from(self.fingerprint(list(texts)), self._reading(texts, settings), settings, texts=texts)
+        settings, texts = (settings or MixtureSettings()).changed(**changes), list(texts)
+        if settings.mode == "evidence":
+            rows, losses = self._read(None, texts)
+            known = Evidence(losses, lambda name, places: self._read(name, [texts[place] for place in places])[1])
+            return self.mixture_from(rows, settings=settings, evidence=known, texts=texts)
+        rows = self.fingerprint(texts)
+        return self.mixture_from(rows, self._reading(texts, settings) if settings.mode == "nodes" else None, settings, texts=texts)
 
     def mixture_from(
         self,
@@ -134,25 +144,43 @@ class Constellation:
         signatures: Mapping[str, Tensor] | Source | None = None,
         settings: MixtureSettings | None = None,
         *,
+        evidence: Evidence | None = None,
         texts: Sequence[str] | None = None,
     ) -> list[Mixture]:
-        """The pure part of `mixtures`: fingerprints [n, d] and the specialists' signatures ({name: [n, d]}, or a source) are given.
+        """The pure part of `mixtures`: fingerprints [n, d] are given, and what the mode asks for.
 
-        `signatures` may be left out with the setting `signature: domain`; `texts` are needed for noise on the weights alone.
+        Mode `evidence` needs `evidence`; mode `nodes` the specialists' signatures ({name: [n, d]}, or a source), unless they are
+        the domains' own; mode `fast` nothing more. Noise on the weights needs `texts`.
         """
         settings = settings or MixtureSettings()
-        if settings.signature == "domain":
-            source = partial(self._kept, per_module=settings.per_module)
-        elif signatures is None:
-            raise SettingsError("The query's own signatures are missing.", met="signatures=None", mend="give them, or signature: domain")
-        else:
-            source = tabled(signatures) if isinstance(signatures, Mapping) else signatures
-        return mixtures_of(self.domains, self.basis.coefficients(fingerprints), source, settings, self.settings, texts)
+        coefficients = self.basis.coefficients(fingerprints)
+        if settings.mode == "nodes":
+            return mixtures_of(self.domains, coefficients, self._source(signatures, settings), settings, self.settings, texts)
+        asked = (settings, self.settings, self.calibration)
+        rest: dict[str, Any] = dict(unit=standard_unit(self.basis.coefficients(self.centroids)), nodes=self.centroids.shape[1], texts=texts)
+        if settings.mode == "fast":
+            return fast_mixtures(self.domains, coefficients, *asked, **rest)
+        if evidence is None:
+            mend = "give evidence=..., or choose mode fast, which needs none"
+            raise SettingsError("How well the candidates predict the texts is missing.", met="mode evidence", mend=mend)
+        return evidence_mixtures(self.domains, coefficients, evidence, *asked, **rest)
 
     @staticmethod
     def mixture_of(coefficients: Tensor, signatures: Mapping[str, Tensor], settings: MixtureSettings) -> list[Mixture]:
-        """Mixtures of any coefficients [n, N] whose columns follow `signatures` ({specialist: [n, d]})."""
+        """Mixtures per node of any coefficients [n, N] whose columns follow `signatures` ({specialist: [n, d]})."""
         return mixtures_of(tuple(signatures), coefficients, tabled(signatures), settings)
+
+    def _read(self, specialist: str | None, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """One pass of the generalist or a specialist over texts: fingerprints [n, d] and mean losses [n]."""
+        model, own = self.library.model(specialist), self.settings
+        return read(model, self.library.tokenizer, texts, layer=own.layer, max_length=own.max_length)
+
+    def _source(self, signatures: Mapping[str, Tensor] | Source | None, settings: MixtureSettings) -> Source:
+        if settings.signature == "domain":
+            return partial(self._kept, per_module=settings.per_module)
+        if signatures is None:
+            raise SettingsError("The query's own signatures are missing.", met="signatures=None", mend="give them, or signature: domain")
+        return tabled(signatures) if isinstance(signatures, Mapping) else signatures
 
     def _reading(self, texts: Sequence[str], settings: MixtureSettings) -> Source:
         """A source that runs each specialist once over the texts that chose it (Eq. 6)."""
@@ -216,6 +244,10 @@ class Constellation:
         kept = self.signatures if settings.domain_signatures else Shelf({})
         return _assembled(self.library, settings, self._centroids(), self.rows, self.origin["probes"], kept)
 
+    def with_calibration(self, calibration: Calibration) -> Constellation:
+        """The same index with other numbers for weighing prior and evidence (see `asterism.evaluate.calibrate`)."""
+        return replace(self, calibration=calibration)
+
     # ---- keeping
 
     def save(self, folder: str | Path | None = None) -> Path:
@@ -229,6 +261,7 @@ class Constellation:
             "domains": list(self.domains),
             "counts": {domain: self.rows.shape(domain)[0] for domain in self.rows},
             "origin": self.origin,
+            "calibration": self.calibration.model_dump(mode="json") if self.calibration.fitted else None,
         }
         store.write(folder, index, basis, self.rows, self.signatures)
         return folder
@@ -249,6 +282,7 @@ class Constellation:
         that have left the library. Raises StaleError naming what changed: generalist, a specialist, probes, settings, format.
         """
         index, stored, basis, rows, signatures = store.read(folder)
+        calibration = store.calibration_of(index, library, without)
         store.check_origin(index, library, [name for name in index["domains"] if name not in without], probes, without)
         store.check_settings(stored, settings)
         domains = tuple(index["domains"])
@@ -263,6 +297,7 @@ class Constellation:
             origin=index["origin"],
             rows=rows,
             signatures=signatures,
+            calibration=calibration,
         )
         return whole.without_domain(*without) if without else whole
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from asterism.core.settings import Settings
 
@@ -23,8 +23,9 @@ class IndexSettings(Settings):
     """Fingerprint layer: the final hidden state (after the last norm), or the output of a block counted from 0."""
     max_length: int = Field(default=256, ge=2)
     """Tokens read of each text; longer texts are cut there."""
-    noise_site: Literal["none", "centroids", "weights"] = "none"
-    """Where Gaussian noise is added: nowhere, on the centroids before orthogonalisation (section 7.4), or on the composition weights."""
+    noise_site: Literal["none", "centroids", "direction", "weights"] = "none"
+    """Where Gaussian noise is added: nowhere, on the centroids before orthogonalisation (section 7.4), there but along one random
+    direction that all centroids share (a control of equal norm), or on the composition weights."""
     noise: float = Field(default=0.02, ge=0)
     """Standard deviation of the noise, as a fraction of the mean centroid norm (or of the mean weight)."""
     seed: int = Field(default=42, ge=0)
@@ -39,13 +40,29 @@ class IndexSettings(Settings):
 
 
 class MixtureSettings(Settings):
-    """How a query's coefficients become weights per specialist and node (Eq. 5-8)."""
+    """How a query's coefficients become weights. The defaults are the best measured choice; `paper()` is the paper's."""
 
     top_k: int = Field(default=3, ge=1)
     """Specialists kept, by size of coefficient."""
+    mode: Literal["evidence", "fast", "nodes"] = "evidence"
+    """What weighs the specialists kept. `evidence`: how well each, and the generalist, predicts the query (one forward pass each),
+    times the constellation's prior; `fast`: that prior alone, no specialist reads the query; `nodes`: a weight per node from
+    coefficient and activation magnitude (Eq. 7)."""
     normalisation: Literal["two_stage", "joint"] = "two_stage"
-    """Per node over specialists (Eq. 8), or over all specialists and nodes at once (Eq. 10, the failing contrast)."""
+    """Of mode `nodes`: per node over specialists (Eq. 8), or over all specialists and nodes at once (Eq. 10, the failing contrast)."""
     signature: Literal["query", "domain"] = "query"
-    """Whose activation magnitudes: the query's own in each chosen specialist (the paper), or the index's domain signatures."""
+    """Of mode `nodes`: whose activation magnitudes: the query's own in each chosen specialist (the paper), or the index's domain
+    signatures."""
     per_module: bool = False
-    """Take a signature at every module's own output as well (needed by the node map `per_module`)."""
+    """Of mode `nodes`: take a signature at every module's own output as well (needed by the node map `per_module`)."""
+
+    @model_validator(mode="after")
+    def _nodes_have_the_rest(self) -> MixtureSettings:
+        if self.mode != "nodes" and (self.normalisation, self.signature, self.per_module) != ("two_stage", "query", False):
+            raise ValueError("normalisation, signature and per_module are of mode: nodes")
+        return self
+
+    @classmethod
+    def paper(cls, **values) -> MixtureSettings:
+        """The paper's settings: weights per node from coefficient and activation magnitude."""
+        return cls(**{"mode": "nodes", **values})

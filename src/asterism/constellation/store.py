@@ -1,6 +1,6 @@
 """A constellation on disk: one folder, whole or absent, small parts read at once and fingerprints when asked for.
 
-index.json                format_version, settings, counts, origin (digests of what it was made from)
+index.json                format_version, settings, counts, origin (digests of what it was made from), calibration if it was fitted
 basis.safetensors         centroids [N, d], vectors [N, d], offset [d], general_mean [d] if there are general probes
 fingerprints.safetensors  one tensor [n, d] a domain, `general` included
 signatures.safetensors    only with domain signatures: `module@domain` -> [out]
@@ -15,12 +15,14 @@ from typing import Any
 
 from torch import Tensor
 
+from asterism.constellation.calibration import Calibration
 from asterism.constellation.settings import IndexSettings
 from asterism.core.errors import AsterismError, StaleError, StorageError
 from asterism.core.storage import digest_of, read_json, read_tensors, replacing, write_json, write_tensors
 
 FORMAT = 1
 AGAIN = "build the index again"
+CALIBRATE = "build the index again, then calibrate it (`asterism index`, `asterism calibrate`)"
 INDEX, BASIS, FINGERPRINTS, SIGNATURES = "index.json", "basis.safetensors", "fingerprints.safetensors", "signatures.safetensors"
 
 
@@ -154,6 +156,18 @@ def check_origin(
     changed += [f"{name} (new)" for name in given if name not in known] + [f"{name} (gone)" for name in known if name not in given]
     if changed:
         raise StaleError("The constellation is stale: its probes changed.", met=", ".join(changed), mend=AGAIN)
+
+
+def calibration_of(index: Mapping[str, Any], library: Any, without: Sequence[str] = ()) -> Calibration:
+    """The calibration kept with an index, or the defaults; StaleError when a specialist changed since it was fitted."""
+    try:
+        found = Calibration(**(index.get("calibration") or {}))
+    except (AsterismError, TypeError) as error:
+        raise StaleError("The constellation's calibration cannot be read.", met=str(error), mend=CALIBRATE) from None
+    for name, digest in found.specialists.items():
+        if name not in without and name in library.names and library.digest(name) != digest:
+            raise StaleError("The calibration is stale: a specialist changed since it was fitted.", met=name, mend=CALIBRATE)
+    return found
 
 
 def check_settings(stored: IndexSettings, wanted: IndexSettings | None) -> None:

@@ -63,7 +63,7 @@ def mixtures_of(
     for row, places in enumerate(chosen.tolist()):
         own, own_modules = weights[row], {path: value[row] for path, value in by_module.items()}
         if index is not None and index.noise_site == "weights" and index.noise:
-            draw = _seeded(index, texts, row)
+            draw = seeded(index, texts, row)
             own = noisy_weights(own, index.noise, draw, settings)
             own_modules = {path: noisy_weights(own_modules[path], index.noise, draw, settings) for path in sorted(own_modules)}
         made.append(Mixture(tuple(names[int(place)] for place in places), own, kept[row], own_modules))
@@ -98,7 +98,8 @@ def _asked(names: Sequence[str], chosen: Tensor, source: Source, per_module: boo
     return nodes, modules
 
 
-def _seeded(index: IndexSettings, texts: Sequence[str] | None, row: int) -> torch.Generator:
+def seeded(index: IndexSettings, texts: Sequence[str] | None, row: int) -> torch.Generator:
+    """The generator of one text's noise: drawn from the index's seed and the text itself, whatever it comes together with."""
     if texts is None:
         raise SettingsError("Noise on the weights is drawn from each text.", met="no texts", mend="give texts=..., or noise_site: none")
     return torch.Generator().manual_seed(int(digest_of(index.seed, texts[row])[:15], 16))

@@ -1,4 +1,7 @@
-"""From coefficients and activation signatures to a weight per specialist and node (Eq. 7, 8, 10, 11). Leading axes are batched."""
+"""From coefficients and what specialists make of a query to weights: per node (Eq. 7, 8, 10, 11), or one a specialist by evidence.
+
+Leading axes are batched.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,22 @@ def node_weights(coefficients: Tensor, signatures: Tensor, normalisation: Normal
         raise SettingsError("No such normalisation.", met=repr(normalisation), mend="choose two_stage or joint")
     raw = raw_weights(coefficients, signatures)
     return two_stage(raw) if normalisation == "two_stage" else joint(raw)
+
+
+def posterior(log_prior: Tensor, losses: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    """Share of each candidate: softmax of log prior - loss / temperature: [..., K], [..., K] (nats a token) -> [..., K].
+
+    Bayes' rule with the likelihood of a text of 1 / temperature tokens of the query's mean loss: a longer query would let one
+    candidate take all, while parameters mix well. Candidates whose loss is not known (NaN) in a row count by their prior alone,
+    and so do all others of that row. Raises SettingsError for a temperature that is not positive.
+    """
+    if not temperature > 0:
+        raise SettingsError("A temperature is positive.", met=temperature, mend="e.g. 0.2 nats a token")
+    scores = _wide(log_prior)
+    if losses is not None:
+        known = losses.isfinite().all(dim=-1, keepdim=True)
+        scores = scores - torch.where(known, _wide(losses), 0) / temperature
+    return scores.softmax(dim=-1)
 
 
 def entropy_bits(weights: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from asterism.constellation.probes import draw_index_probes
 from asterism.core.corpus import GENERAL, Corpus, read_corpus
 from asterism.core.errors import DataError
 from asterism.core.storage import digest_of, read_json, write_json
-from asterism.core.weights import entropy_bits
 from asterism.demo.corpus import build_corpus
 from asterism.evaluate.probes import draw
 from asterism.evaluate.run import evaluate
@@ -137,11 +136,11 @@ def _queries(corpus: Corpus, seed: int) -> list[str]:
 
 
 def _plain(found: Answer) -> dict[str, Any]:
-    entropy = float(entropy_bits(found.mixture.weights).mean())
     return {
         "query": found.query,
         "answer": found.text,
         "specialists": list(found.mixture.specialists),
         "shares": found.mixture.shares,
-        "entropy": entropy,
+        "generalist": found.mixture.generalist,
+        "entropy": found.mixture.entropy,
     }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from asterism.compose.plan import composed_parameters
 from asterism.compose.settings import CompositionSettings
+from asterism.constellation.evidence import Evidence
 from asterism.constellation.index import Constellation
 from asterism.constellation.mixture import Mixture
 from asterism.constellation.settings import IndexSettings, MixtureSettings
@@ -21,7 +22,8 @@ from asterism.models.library import Library
 BEST_SINGLE, ROUTED, ROUTED_ACTIVATION = "best_single", "routed_coefficient", "routed_activation"
 UNIFORM, TASK_ARITHMETIC = "uniform", "task_arithmetic"
 ENSEMBLE, ENSEMBLE_UNIFORM = "ensemble", "ensemble_uniform"
-PAPER, DEFAULT, JOINT, SPECIALIST_SPACE, RANDOM = "paper", "default", "joint", "specialist_space", "random"
+DEFAULT, FAST, NODES = "default", "fast", "nodes"
+PAPER, JOINT, SPECIALIST_SPACE, RANDOM = "paper", "joint", "specialist_space", "random"
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,19 @@ class Static:
 
 
 def composed_candidates(library: Library, constellation: Constellation, settings: EvaluationSettings) -> list[Composed]:
-    """The default, the paper's composition, and its contrasts: joint normalisation, specialist space, random mixtures."""
+    """The default, its fast mode and weights per node; the paper's composition and its contrasts: joint normalisation, specialist space,
+    random mixtures."""
     k = min(settings.top_k, len(library.names))
     blocks = min(settings.paper_layers, library.anatomy.n_blocks)
     shared = constellation.settings
     paper_index = constellation.with_settings(IndexSettings.paper(layer=shared.layer, max_length=shared.max_length))
-    two_stage, last = MixtureSettings(top_k=k), CompositionSettings.paper(layers=blocks)
+    two_stage, last = MixtureSettings.paper(top_k=k), CompositionSettings.paper(layers=blocks)
     return [
-        Composed(DEFAULT, CompositionSettings(), two_stage, constellation),
+        Composed(DEFAULT, CompositionSettings(), MixtureSettings(top_k=k), constellation),
+        Composed(FAST, CompositionSettings(), MixtureSettings(top_k=k, mode="fast"), constellation),
+        Composed(NODES, CompositionSettings(), two_stage, constellation),
         Composed(PAPER, last, two_stage, paper_index),
-        Composed(JOINT, last, MixtureSettings(top_k=k, normalisation="joint"), paper_index),
+        Composed(JOINT, last, MixtureSettings.paper(top_k=k, normalisation="joint"), paper_index),
         Composed(SPECIALIST_SPACE, last, two_stage, None),
         Composed(RANDOM, CompositionSettings(), two_stage, None),
     ]
@@ -84,7 +89,8 @@ def mixtures_of(
     if candidate.name == RANDOM:
         return _random(list(signatures), len(fingerprints), candidate.mixture.top_k, fingerprints.shape[1], seed)
     if candidate.index is not None:
-        return candidate.index.mixture_from(fingerprints, signatures, candidate.mixture, texts=texts)
+        known = Evidence(reading.generalist.read_loss[protocol], {name: of.read_loss[protocol] for name, of in reading.specialists.items()})
+        return candidate.index.mixture_from(fingerprints, signatures, candidate.mixture, evidence=known, texts=texts)
     assert space is not None
     return Constellation.mixture_of(cosine_coefficients(fingerprints, space), signatures, candidate.mixture)
 
@@ -141,8 +147,13 @@ def _line(candidate: Composed, library: Library) -> str:
     if candidate.index is None:
         return f"the paper's earlier version: cosine with centroids from each specialist's own activations; {share}"
     basis = f"{candidate.index.settings.orthogonalisation} basis, centring {candidate.index.settings.centring}"
-    normalised = "joint normalisation (Eq. 10), " if candidate.mixture.normalisation == "joint" else ""
-    return f"composition: {normalised}{basis}; {share}"
+    numbers = "calibrated" if candidate.index.calibration.fitted else "default numbers"
+    how = {
+        "evidence": f"weights by the query's likelihood under those and the generalist ({numbers})",
+        "fast": f"weights by the fingerprint alone ({numbers})",
+        "nodes": "weights per node" + (", joint normalisation (Eq. 10)" if candidate.mixture.normalisation == "joint" else ""),
+    }
+    return f"composition: {how[candidate.mixture.mode]}; {basis}; {share}"
 
 
 def _random(names: Sequence[str], n: int, k: int, width: int, seed: int) -> list[Mixture]:

@@ -21,10 +21,11 @@ from asterism.core.statistics import pearson, wilson
 from asterism.core.weights import top_k
 from asterism.evaluate.candidates import Composed, Static
 from asterism.evaluate.reading import Reading
-from asterism.evaluate.scoring import Scores, logits_of, losses_of, record, token_losses
+from asterism.evaluate.scoring import Scores, losses_of, record
 from asterism.evaluate.settings import EvaluationSettings, Protocol
 from asterism.models.batching import Batch
 from asterism.models.library import Library
+from asterism.models.likelihood import logits_of, token_losses
 
 
 def retrieval(space: str, coefficients: Tensor, probes: Sequence[Probe], domains: Sequence[str], *, signed: bool) -> dict:
@@ -94,7 +95,6 @@ def _mixed(library: Library, candidate: Composed, batch: Batch, settings: Evalua
 def mixture_facts(name: str, mixtures: Sequence[Mixture], coefficients: Tensor, probes: Sequence[Probe]) -> list[dict]:
     """Mean node entropy in bits (Eq. 11), mean Gini of the coefficients, and who weighs most, by task and group."""
     from asterism.core.geometry import gini
-    from asterism.core.weights import entropy_bits
 
     groups: dict[tuple[str, str], list[int]] = {}
     for row, probe in enumerate(probes):
@@ -103,8 +103,8 @@ def mixture_facts(name: str, mixtures: Sequence[Mixture], coefficients: Tensor, 
         groups.setdefault((task, probe.group), []).append(row)
     facts = []
     for (task, group), rows in groups.items():
-        entropy = torch.stack([entropy_bits(mixtures[row].weights).mean() for row in rows]).mean()
-        leaders = [max(mixtures[row].shares, key=mixtures[row].shares.__getitem__) for row in rows]
+        entropy = sum(mixtures[row].entropy for row in rows) / len(rows)
+        leaders = [max(shares := mixtures[row].shares, key=shares.__getitem__) for row in rows]
         first = {leader: leaders.count(leader) / len(leaders) for leader in sorted(set(leaders))}
         sparsity = gini(coefficients[rows]).mean()
         facts.append(
@@ -112,7 +112,7 @@ def mixture_facts(name: str, mixtures: Sequence[Mixture], coefficients: Tensor, 
                 "candidate": name,
                 "task": task,
                 "group": group,
-                "entropy": float(entropy),
+                "entropy": entropy,
                 "gini": float(sparsity),
                 "first": first,
                 "n": len(rows),

@@ -6,8 +6,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from asterism.constellation.calibration import Calibration
 from asterism.core.corpus import GENERAL, Corpus, Probe, check_domains
 from asterism.core.errors import DataError
+from asterism.core.storage import digest_of
 from asterism.evaluate.settings import EvaluationSettings, Protocol
 
 SHORTEST = 4
@@ -55,6 +57,33 @@ def draw(corpus: Corpus, domains: Sequence[str], settings: EvaluationSettings) -
         mend = "give <domain>.heldout or cross.<a>-<b> files of the library's domains"
         raise DataError("There is no probe to evaluate on.", met=f"domains {list(domains)}", mend=mend)
     return chosen
+
+
+def validation_probes(corpus: Corpus, domains: Sequence[str], settings: EvaluationSettings, per_group: int = 6) -> list[Probe]:
+    """Up to `per_group` probes of each domain and pair that `draw` with the same settings leaves over: none of them is ever a test probe.
+
+    Raises DataError when nothing is left over.
+    """
+    tested = {digest_of(probe.text) for probe in draw(corpus, domains, settings)}
+    everyone = draw(corpus, domains, settings.changed(single_per_domain=10**9, cross_per_pair=10**9))
+    groups: dict[str, list[Probe]] = {}
+    for probe in everyone:
+        if digest_of(probe.text) not in tested:
+            groups.setdefault(probe.group, []).append(probe)
+    chosen = [probe for members in groups.values() for probe in members[:per_group]]
+    if not chosen:
+        mend = "give more held-out texts, or test on fewer (single_per_domain, cross_per_pair)"
+        raise DataError("No held-out text is left to calibrate on.", met=f"{len(tested)} test probes, nothing beside them", mend=mend)
+    return chosen
+
+
+def check_unseen(probes: Sequence[Probe], calibration: Calibration) -> None:
+    """DataError naming the first probe that the numbers of the index were fitted on."""
+    seen = set(calibration.probes)
+    shared = [probe.id for probe in probes if digest_of(probe.text) in seen]
+    if shared:
+        mend = "evaluate on probes that calibration did not read (the same --seed and counts draw them apart), or calibrate on others"
+        raise DataError("Test probes were calibrated on.", met=f"{len(shared)} of {len(probes)}, e.g. {shared[0]!r}", mend=mend)
 
 
 def check_lengths(probes: Sequence[Probe], tokens: Sequence[Sequence[int]]) -> None:

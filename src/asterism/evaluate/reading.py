@@ -11,10 +11,11 @@ from torch import Tensor
 from asterism.compose.composer import Composer
 from asterism.constellation.mixture import Mixture
 from asterism.core.progress import counting
-from asterism.evaluate.scoring import PROTOCOLS, Scores, logits_of, losses_of, record, record_states, states_of, token_losses
+from asterism.evaluate.scoring import PROTOCOLS, Scores, losses_of, record, record_states
 from asterism.evaluate.settings import Protocol
 from asterism.models.batching import Batch
 from asterism.models.library import Library
+from asterism.models.likelihood import logits_of, states_of, token_losses
 
 LOGITS_BUDGET = 2**30
 """Bytes of logits held at once for the ensembles."""

@@ -16,7 +16,6 @@ from asterism.constellation.mixture import Mixture
 from asterism.constellation.specialist_space import cosine_coefficients, specialist_space
 from asterism.core.corpus import Probe, check_domains
 from asterism.core.storage import digest_of
-from asterism.core.weights import entropy_bits
 from asterism.evaluate.candidates import (
     DEFAULT,
     PAPER,
@@ -31,7 +30,7 @@ from asterism.evaluate.candidates import (
 )
 from asterism.evaluate.parts import Parts, pack, unpack
 from asterism.evaluate.passes import collinearity, correlation, mixture_facts, retrieval, score_composed, score_static
-from asterism.evaluate.probes import check_lengths, read_span
+from asterism.evaluate.probes import check_lengths, check_unseen, read_span
 from asterism.evaluate.reading import Reading, ensemble_tokens, read_all
 from asterism.evaluate.results import FORMAT, write_results
 from asterism.evaluate.settings import EvaluationSettings, Protocol
@@ -53,12 +52,14 @@ def evaluate(
 
     `index_probes` (domain -> texts) are needed by the specialist-space contrast, which is left out without them. A killed
     run goes on where it stopped when called again with the same library, constellation, probes and settings.
-    Raises DataError for a probe too short to score, UnknownName for a probe of a domain without a specialist.
+    Raises DataError for a probe too short to score or one that the constellation was calibrated on, UnknownName for a probe of a domain
+    without a specialist.
     """
     settings, out = settings or EvaluationSettings(), Path(out)
     check_domains(probes, library.names)
     tokens = tokenise(library.tokenizer, [probe.text for probe in probes], settings.max_length)
     check_lengths(probes, tokens)
+    check_unseen(probes, constellation.calibration)
     n, voices = len(probes), len(library.names) if settings.ensembles else 0
     pad = pad_id(library.tokenizer)
     reading_batches = batches(tokens, max_tokens=ensemble_tokens(voices, library.anatomy.vocabulary, settings.max_tokens), pad=pad)
@@ -67,6 +68,7 @@ def evaluate(
     made_from = {
         "library": [library.digest(), *(library.digest(name) for name in library.names)],
         "constellation": constellation.origin,
+        "calibration": constellation.calibration.digest(),
         "index": constellation.settings.model_dump(mode="json"),
         "probes": digest_of([[probe.id, probe.text, list(probe.domains)] for probe in probes]),
         "index_probes": digest_of({name: list(texts) for name, texts in (index_probes or {}).items()}),
@@ -218,5 +220,6 @@ def _example(
         "specialists": list(mixture.specialists),
         "coefficients": mixture.coefficients.tolist(),
         "weights": mixture.weights.tolist(),
-        "entropy": float(entropy_bits(mixture.weights).mean()),
+        "generalist": mixture.generalist,
+        "entropy": mixture.entropy,
     }

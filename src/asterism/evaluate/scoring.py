@@ -6,18 +6,16 @@ yields losses, fingerprint and signature for `whole` and `continuation` alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from asterism.evaluate.probes import read_span, scored_span
 from asterism.evaluate.settings import Protocol
 from asterism.models.batching import Batch
+from asterism.models.likelihood import token_losses
 
 PROTOCOLS: tuple[Protocol, ...] = ("whole", "continuation")
 
@@ -39,12 +37,6 @@ class Scores:
     def empty(cls, n: int) -> Scores:
         """Room for n probes."""
         return cls({p: torch.full((n,), torch.nan) for p in PROTOCOLS}, {p: torch.full((n,), torch.nan) for p in PROTOCOLS})
-
-
-def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
-    """Loss in nats of every token but the first, given those before it: logits [B, T, V], ids [B, T] -> [B, T-1]."""
-    flat = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    return flat.view(ids.shape[0], ids.shape[1] - 1)
 
 
 def span_mean(values: Tensor, starts: Sequence[int], stops: Sequence[int]) -> Tensor:
@@ -81,26 +73,3 @@ def record_states(scores: Scores, batch: Batch, hidden: Tensor, n: int, *, absol
         stops = [read_span(protocol, length).stop for length in batch.lengths.tolist()]
         means = span_mean(values, [0] * len(stops), stops).cpu()
         target.setdefault(protocol, torch.zeros(n, means.shape[1]))[list(batch.rows)] = means
-
-
-@contextmanager
-def states_of(model: Any, module_path: str | None) -> Iterator[list[Tensor]]:
-    """Collect, while the model runs, the final hidden state (what the head reads) or a module's output: [B, T, d] each."""
-    seen: list[Tensor] = []
-    if module_path is None:
-        handle = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    else:
-        first = lambda output: output if isinstance(output, Tensor) else output[0]  # noqa: E731
-        handle = model.get_submodule(module_path).register_forward_hook(lambda module, inputs, output: seen.append(first(output)))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def logits_of(model: Any, ids: Tensor) -> Tensor:
-    """Logits [B, T, V] of right-padded ids [B, T]; padded positions hold values without meaning and are never scored.
-
-    Attention is causal, so padding on the right needs no mask; one of ones keeps transformers from advising one.
-    """
-    return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits

@@ -1,0 +1,129 @@
+"""Fit the numbers of the modes `evidence` and `fast` on validation probes, which no evaluation may score again.
+
+Greedy over one number after another: each of its values is tried with the others as they stand, by mean loss over both protocols and
+both tasks, and taken if it is better by MARGIN. Few numbers, coarse values, paired losses: little to overfit with some sixty probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from asterism.compose.composer import Composer
+from asterism.compose.settings import CompositionSettings
+from asterism.constellation.calibration import Calibration
+from asterism.constellation.index import Constellation
+from asterism.constellation.settings import MixtureSettings
+from asterism.core.corpus import Probe, check_domains
+from asterism.core.progress import counting, quiet
+from asterism.core.storage import digest_of
+from asterism.evaluate.candidates import DEFAULT, FAST, Composed, derived, mixtures_of, static_candidates
+from asterism.evaluate.passes import score_composed, score_static
+from asterism.evaluate.probes import check_lengths
+from asterism.evaluate.reading import Reading, read_all
+from asterism.evaluate.settings import EvaluationSettings
+from asterism.models.batching import Batch, batches, pad_id, tokenise
+from asterism.models.library import Library
+
+GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
+    "evidence": {
+        "scale": (1.0, 1.15, 1.3, 1.5),
+        "temperature": (0.1, 0.15, 0.2, 0.3),
+        "generalist": (-2.0, -1.0, 0.0, 1.0),
+        "prior": (0.0, 0.5, 1.0),
+    },
+    "fast": {"fast_prior": (1.0, 2.0, 4.0), "fast_scale": (0.7, 1.0, 1.3), "fast_generalist": (-2.0, 0.0, 1.0)},
+}
+"""Mode -> number -> values tried, in this order."""
+MARGIN = 5e-4
+"""Nats a token by which a value must be better to be taken."""
+NAMES = {"evidence": DEFAULT, "fast": FAST}
+
+
+def calibrate(
+    library: Library, constellation: Constellation, probes: Sequence[Probe], settings: EvaluationSettings | None = None
+) -> Constellation:
+    """The constellation with numbers fitted on `probes`, which it remembers; nothing is saved.
+
+    Cost: the generalist and every specialist read the probes once, then each value tried is one composed pass over them (24 values,
+    by two protocols). Raises DataError for a probe too short to score, UnknownName for one of a domain without a specialist.
+    """
+    settings = settings or EvaluationSettings()
+    check_domains(probes, library.names)
+    tokens = tokenise(library.tokenizer, [probe.text for probe in probes], settings.max_length)
+    check_lengths(probes, tokens)
+    batched = batches(tokens, max_tokens=settings.max_tokens, pad=pad_id(library.tokenizer))
+    everything = Composer(library, CompositionSettings(layers="all", node_map="mean"))
+    reading = read_all(library, everything, batched, len(probes), layer=constellation.settings.layer, ensembles=False)
+    objective = _objective(library, reading, probes, batched, settings)
+    found, losses = Calibration(), rivals(library, constellation, reading, probes, batched, settings)
+    k = min(settings.top_k, len(library.names))
+    with counting("values", sum(len(values) for grid in GRIDS.values() for values in grid.values())) as advance:
+        for mode, grid in GRIDS.items():
+            asked = MixtureSettings(top_k=k, mode=mode)  # pyright: ignore[reportArgumentType]
+            loss = lambda tried, m=mode, a=asked: objective(  # noqa: E731
+                Composed(NAMES[m], CompositionSettings(), a, constellation.with_calibration(tried))
+            )
+            found, losses[NAMES[mode]] = fitted(found, grid, loss, advance)
+    kept = {name: library.digest(name) for name in library.names}
+    seen = tuple(digest_of(probe.text) for probe in probes)
+    return constellation.with_calibration(found.changed(losses=losses, probes=seen, specialists=kept))
+
+
+def fitted(
+    start: Calibration, grid: Mapping[str, Sequence[float]], loss: Callable[[Calibration], float], advance: Callable[[int], None]
+) -> tuple[Calibration, float]:
+    """(best numbers, their loss): one number after another, each over its values with the others as they stand."""
+    best, least = start, loss(start)
+    for name, values in grid.items():
+        tried = [(loss(best.changed(**{name: value})), value) for value in values if value != getattr(best, name)]
+        advance(len(values))
+        now, value = min(tried)
+        if now < least - MARGIN:
+            best, least = best.changed(**{name: value}), now
+    return best, least
+
+
+def mean_loss(losses: Mapping[str, Tensor], probes: Sequence[Probe]) -> float:
+    """Mean over protocols and tasks of the mean loss: {protocol: [n]}; each task that has probes counts alike."""
+    cross = torch.tensor([probe.is_cross for probe in probes])
+    parts = [float(losses[protocol][mask].mean()) for protocol, mask in product(losses, (cross, ~cross)) if bool(mask.any())]
+    return sum(parts) / len(parts)
+
+
+def rivals(
+    library: Library,
+    constellation: Constellation,
+    reading: Reading,
+    probes: Sequence[Probe],
+    batched: Sequence[Batch],
+    settings: EvaluationSettings,
+) -> dict[str, float]:
+    """Mean loss of the other ways to answer, by the same measure: generalist, routers, static merges, and the oracle."""
+    told = {"generalist": mean_loss({p: reading.generalist.loss[p] for p in settings.protocols}, probes)}
+    picked = {p: derived(reading, constellation, p) for p in settings.protocols}
+    told |= {name: mean_loss({p: picked[p][name][0] for p in picked}, probes) for name in picked[settings.protocols[0]]}
+    for candidate in static_candidates(library, settings):
+        scores = score_static(library, candidate, batched, len(probes))
+        told[candidate.name] = mean_loss({p: scores.loss[p] for p in settings.protocols}, probes)
+    return told
+
+
+def _objective(
+    library: Library, reading: Reading, probes: Sequence[Probe], batched: Sequence[Batch], settings: EvaluationSettings
+) -> Callable[[Composed], float]:
+    """A candidate's mean loss; it keeps one composer, and with it what it has loaded."""
+    composer = Composer(library, CompositionSettings())
+
+    def loss(candidate: Composed) -> float:
+        found = {}
+        with quiet():
+            for protocol in settings.protocols:
+                mixtures = mixtures_of(candidate, reading, protocol, settings.seed)
+                found[protocol] = score_composed(composer, candidate, mixtures, batched, protocol, settings)
+        return mean_loss(found, probes)
+
+    return loss

@@ -1,0 +1,89 @@
+"""Forward passes with logits: how well a model predicts texts, and the states it goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from asterism.core.errors import DataError
+from asterism.models.anatomy import anatomy_of
+from asterism.models.batching import batches, masked_mean, pad_id, tokenise
+from asterism.models.types import PreTrainedModel, PreTrainedTokenizerBase
+
+LOGITS_BUDGET = 2**28
+"""Bytes of logits held at once."""
+
+
+def logits_of(model: Any, ids: Tensor) -> Tensor:
+    """Logits [B, T, V] of right-padded ids [B, T]; padded positions hold values without meaning and are never scored.
+
+    Attention is causal, so padding on the right needs no mask; one of ones keeps transformers from advising one.
+    """
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+
+
+def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
+    """Loss in nats of every token but the first, given those before it: logits [B, T, V], ids [B, T] -> [B, T-1]."""
+    flat = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    return flat.view(ids.shape[0], ids.shape[1] - 1)
+
+
+@contextmanager
+def states_of(model: Any, module_path: str | None) -> Iterator[list[Tensor]]:
+    """Collect, while the model runs, the final hidden state (what the head reads) or a module's output: [B, T, d] each."""
+    seen: list[Tensor] = []
+    if module_path is None:
+        handle = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    else:
+        first = lambda output: output if isinstance(output, Tensor) else output[0]  # noqa: E731
+        handle = model.get_submodule(module_path).register_forward_hook(lambda module, inputs, output: seen.append(first(output)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def read(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    layer: int | str = "final",
+    max_length: int = 256,
+    max_tokens: int = 4096,
+) -> tuple[Tensor, Tensor]:
+    """One forward pass a text: (mean hidden states [n, d], mean loss [n] in nats a token), both float32 on the CPU.
+
+    The states are those of `layer` (the fingerprint's, Eq. 4). A text of one token has no loss: NaN. Batches change no result and
+    hold at most LOGITS_BUDGET bytes of logits. Raises DataError for a text without tokens, or states that are not finite.
+    """
+    if isinstance(texts, str) or not len(texts):
+        raise DataError("A model reads a list of texts, at least one.", met=repr(texts), mend='e.g. ["one text"]')
+    limit = getattr(model.config, "max_position_embeddings", None) or max_length
+    tokens = tokenise(tokenizer, texts, min(max_length, limit))
+    fitting = max(1, min(max_tokens, LOGITS_BUDGET // (4 * anatomy_of(model).vocabulary)))
+    path = None if layer == "final" else anatomy_of(model).block_path(int(layer))
+    states, losses = torch.empty(len(texts), anatomy_of(model).hidden_size), torch.full((len(texts),), torch.nan)
+    for batch in batches(tokens, max_tokens=fitting, pad=pad_id(tokenizer)):
+        placed, rows = batch.to(model.device), list(batch.rows)
+        with states_of(model, path) as seen:
+            logits = logits_of(model, placed.ids)
+        states[rows] = masked_mean(seen[0], placed.lengths).float().cpu()
+        losses[rows] = mean_losses(token_losses(logits, placed.ids).cpu(), batch.lengths)
+    if not bool(states.isfinite().all()):
+        row = int((~states.isfinite()).any(dim=1).nonzero()[0])
+        mend = "use a wider dtype (float32, bfloat16), or check the weights"
+        raise DataError("A model's hidden states are not finite.", met=f"text {row}: {texts[row][:60]!r}", mend=mend)
+    return states, losses
+
+
+def mean_losses(losses: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over each row's own tokens: losses [B, T-1], lengths [B] in tokens -> [B]; NaN for a row of one token."""
+    own = torch.arange(losses.shape[1]) < (lengths - 1)[:, None]
+    return losses.masked_fill(~own, 0).sum(dim=1) / (lengths - 1)
