@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -68,8 +69,9 @@ def split(texts: Sequence[str], parts: int, seed: int = 0) -> Split:
         raise DataError("The texts share too few words to be divided.", met=f"{len(words)} words", mend="give more text, or fewer parts")
     rarity = np.array([np.log((1 + len(texts)) / (1 + counted[word])) + 1 for word in words])
     weights, generator = _weighted(texts, words, rarity), np.random.default_rng(seed)
-    rank = min(DIRECTIONS, min(weights.shape) - 1)
-    directions = svds(weights, k=rank, v0=np.ones(min(weights.shape)), return_singular_vectors="vh")[2].T
+    most = min(len(texts), len(words))
+    leading: Any = svds(weights, k=min(DIRECTIONS, most - 1), v0=np.ones(most), return_singular_vectors="vh")  # pyright: ignore
+    directions = leading[2].T
     points = _unit(weights @ directions)
     tried = [_k_means(points, parts, generator) for _ in range(RESTARTS)]
     centres = max(tried, key=lambda centres: (points @ centres.T).max(axis=1).sum())

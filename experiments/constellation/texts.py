@@ -96,7 +96,8 @@ def config_of(rung: Rung) -> PreTrainedConfig | None:
     try:
         return AutoConfig.from_pretrained(rung.start, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
-        return AutoConfig.for_model(**rung.config) if rung.config else None
+        given: dict[str, Any] = rung.config or {}
+        return AutoConfig.for_model(**given) if given else None
 
 
 def _read(text: Text, met: set[str]) -> list[str]:
