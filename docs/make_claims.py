@@ -1,0 +1,69 @@
+"""python docs/make_claims.py [--check]: write docs/claims.md, the claims register, from the ladder's results, where there are any."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "claims.md"
+RESULTS = ROOT / "experiments" / "constellation" / "results.json"
+sys.path.insert(0, str(ROOT))  # experiments/ is no installed package
+
+from experiments.constellation.claims import by_theme, counted, judged, where_the_noise_goes  # noqa: E402
+from experiments.constellation.view import View  # noqa: E402
+
+HEAD = """# The paper's claims, tested
+
+Written by `docs/make_claims.py` from `experiments/constellation/results.json`; `make check` holds it in step. No figure and no verdict
+was typed by hand: each claim has a criterion, and the criterion is computed.
+
+Where a claim stands: a number is a section of the paper, "summary" its author's page. The claims are in our words. Unless its criterion
+says otherwise, a claim is judged on the paper's own composition (last four blocks, Gram-Schmidt, K = 3) with the mixture taken from the
+very text whose loss counts, as the paper does it; the figures of our default stand beside where they tell something. Win rates carry
+95 % Wilson intervals, differences between them Newcombe's, both over probes, each probe counted once whatever the number of seeds; cosines,
+Gini and entropy are means over seeds with their range. "Surely" means that the interval excludes zero, or that the ranges do not overlap.
+"Held" and "not held" speak of the models measured here, and of no others.
+"""
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """The whole page."""
+    view, register = View(results), judged(results)
+    parts = [HEAD, measured_on(view), f"**{counted(register)}.**\n"]
+    for theme, rows in by_theme(register).items():
+        parts += [f"## {theme}\n", "| claim | where | verdict | measured | criterion, and why |", "| --- | --- | --- | --- | --- |"]
+        for claim, verdict in rows:
+            figures = "<br>".join(verdict.measured) or "–"
+            parts.append(f"| {claim.text} | {claim.where} | **{verdict.outcome}** | {figures} | {claim.criterion} *{verdict.why}* |")
+        parts.append("")
+        if theme == "Noise":
+            parts += [where_the_noise_goes(view), ""]
+    return "\n".join(parts)
+
+
+def measured_on(view: View) -> str:
+    """The rungs, their sizes and collinearity, and those left out."""
+    lines = ["| rung | family | parameters | mean cosine of the domains |", "| --- | --- | --- | --- |"]
+    lines += [f"| {r['name']} | {r['family']} | {r['parameters']:,} | {view.collinearity(r['name']) or '–'} |" for r in view.rungs]
+    lines += [f"| {r['name']} | {r['family']} | – | left out, training diverged: {r['diverged']} |" for r in view.diverged]
+    seeds = ", ".join(map(str, view.seeds))
+    return f"Measured on these rungs, seeds {seeds}:\n\n" + "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the page, or with --check say that it is not in step."""
+    if not RESULTS.exists():
+        return
+    made = page(json.loads(RESULTS.read_text("utf-8")))
+    if "--check" not in sys.argv:
+        PAGE.write_text(made, "utf-8")
+    elif not PAGE.exists() or PAGE.read_text("utf-8") != made:
+        sys.exit("docs/claims.md is not in step with the JSON: run `python docs/make_claims.py`")
+
+
+if __name__ == "__main__":
+    main()
