@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -78,11 +78,20 @@ class Composer:
             finally:
                 self._mixing = False
 
+    def changes(self, specialist: str) -> Mapping[str, Change]:
+        """What a specialist changes of the composed parameters, {parameter: change}; loaded when first asked for."""
+        if specialist not in self._changes:
+            self._changes[specialist] = self._load(specialist)
+        return self._changes[specialist]
+
+    def gradient(self, parameter: str) -> Tensor | None:
+        """The gradient that a backward pass left at one of `model`'s parameters."""
+        return self._parameters[parameter].grad
+
     def _plan(self, mixtures: Sequence[Mixture]) -> Plan:
         plan = Plan(self.library.anatomy, mixtures, self.settings, next(iter(self._parameters.values())))
         for name in plan.specialists:
-            if name not in self._changes:
-                self._changes[name] = self._load(name)
+            self.changes(name)
         return plan
 
     def _load(self, specialist: str) -> dict[str, Change]:

@@ -61,8 +61,8 @@ class Mixture:
     @property
     def entropy(self) -> float:
         """Mean over the nodes of the weights' entropy in bits (Eq. 11), the generalist's weight among them."""
-        rows = self.weights if not self.generalist else torch.cat([self.weights, self.weights.new_full((1, self.nodes), self.generalist)])
-        return float(entropy_bits(rows).mean())
+        own = self.weights.new_full((1, self.nodes), max(self.generalist, 0.0))
+        return float(entropy_bits(torch.cat([self.weights, own])).mean())
 
     @property
     def nodes(self) -> int:

@@ -22,7 +22,7 @@ from asterism.models.library import Library
 BEST_SINGLE, ROUTED, ROUTED_ACTIVATION = "best_single", "routed_coefficient", "routed_activation"
 UNIFORM, TASK_ARITHMETIC = "uniform", "task_arithmetic"
 ENSEMBLE, ENSEMBLE_UNIFORM = "ensemble", "ensemble_uniform"
-DEFAULT, FAST, NODES = "default", "fast", "nodes"
+DEFAULT, FAST, NODES, REFINED = "default", "fast", "nodes", "refined"
 PAPER, JOINT, SPECIALIST_SPACE, RANDOM = "paper", "joint", "specialist_space", "random"
 
 
@@ -35,6 +35,8 @@ class Composed:
     mixture: MixtureSettings
     index: Constellation | None
     """Whose coefficients choose and weigh; None for the specialist-space contrast and for random mixtures."""
+    refine: int = 0
+    """Gradient steps on what may be read, from the mixture that the rest gives."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Static:
 
 
 def composed_candidates(library: Library, constellation: Constellation, settings: EvaluationSettings) -> list[Composed]:
-    """The default, its fast mode and weights per node; the paper's composition and its contrasts: joint normalisation, specialist space,
-    random mixtures."""
+    """The default, refined, its fast mode and weights per node; the paper's composition and its contrasts: joint normalisation,
+    specialist space, random mixtures."""
     k = min(settings.top_k, len(library.names))
     blocks = min(settings.paper_layers, library.anatomy.n_blocks)
     shared = constellation.settings
@@ -56,6 +58,7 @@ def composed_candidates(library: Library, constellation: Constellation, settings
     two_stage, last = MixtureSettings.paper(top_k=k), CompositionSettings.paper(layers=blocks)
     return [
         Composed(DEFAULT, CompositionSettings(), MixtureSettings(top_k=k), constellation),
+        Composed(REFINED, CompositionSettings(), MixtureSettings(top_k=k), constellation, refine=1),
         Composed(FAST, CompositionSettings(), MixtureSettings(top_k=k, mode="fast"), constellation),
         Composed(NODES, CompositionSettings(), two_stage, constellation),
         Composed(PAPER, last, two_stage, paper_index),
@@ -153,7 +156,8 @@ def _line(candidate: Composed, library: Library) -> str:
         "fast": f"weights by the fingerprint alone ({numbers})",
         "nodes": "weights per node" + (", joint normalisation (Eq. 10)" if candidate.mixture.normalisation == "joint" else ""),
     }
-    return f"composition: {how[candidate.mixture.mode]}; {basis}; {share}"
+    steps = f", {candidate.refine} gradient step on the query (3 more passes)" if candidate.refine else ""
+    return f"composition: {how[candidate.mixture.mode]}{steps}; {basis}; {share}"
 
 
 def _random(names: Sequence[str], n: int, k: int, width: int, seed: int) -> list[Mixture]:

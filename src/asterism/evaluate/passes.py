@@ -13,6 +13,7 @@ from torch import Tensor
 from asterism.compose.build import compose
 from asterism.compose.composer import Composer
 from asterism.compose.cost import cheaper
+from asterism.compose.refining import refined
 from asterism.constellation.index import Constellation
 from asterism.constellation.mixture import Mixture
 from asterism.core.corpus import Probe
@@ -20,6 +21,7 @@ from asterism.core.progress import counting
 from asterism.core.statistics import pearson, wilson
 from asterism.core.weights import top_k
 from asterism.evaluate.candidates import Composed, Static
+from asterism.evaluate.probes import read_span
 from asterism.evaluate.reading import Reading
 from asterism.evaluate.scoring import Scores, losses_of, record
 from asterism.evaluate.settings import EvaluationSettings, Protocol
@@ -82,6 +84,18 @@ def score_composed(
                     losses[row] = losses_of(token_losses(logits, ids).cpu(), [length], protocol)[0][0]
             advance(len(rows))
     return losses
+
+
+def refine(
+    composer: Composer, candidate: Composed, mixtures: Sequence[Mixture], tokens: Sequence[Sequence[int]], protocol: Protocol
+) -> list[Mixture]:
+    """The mixtures after the candidate's gradient steps on the read span of each probe."""
+    found = []
+    with counting(f"{candidate.name} ({protocol}), gradients", len(mixtures)) as advance:
+        for mixture, ids in zip(mixtures, tokens, strict=True):
+            found.append(refined(composer, mixture, ids[: read_span(protocol, len(ids)).stop], steps=candidate.refine))
+            advance(1)
+    return found
 
 
 def _mixed(library: Library, candidate: Composed, batch: Batch, settings: EvaluationSettings) -> bool:

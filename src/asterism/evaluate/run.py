@@ -29,7 +29,7 @@ from asterism.evaluate.candidates import (
     static_candidates,
 )
 from asterism.evaluate.parts import Parts, pack, unpack
-from asterism.evaluate.passes import collinearity, correlation, mixture_facts, retrieval, score_composed, score_static
+from asterism.evaluate.passes import collinearity, correlation, mixture_facts, refine, retrieval, score_composed, score_static
 from asterism.evaluate.probes import check_lengths, check_unseen, read_span
 from asterism.evaluate.reading import Reading, ensemble_tokens, read_all
 from asterism.evaluate.results import FORMAT, write_results
@@ -94,12 +94,13 @@ def evaluate(
     for candidate in composed:
         for protocol in settings.protocols:
             mixtures = mixtures_of(candidate, reading, protocol, settings.seed, space, read[protocol])
-            part = f"{candidate.name}-{protocol}"
-            made = parts.tensors(
-                part, lambda c=candidate, m=mixtures, p=protocol: {"loss": score_composed(composer(c), c, m, score_batches, p, settings)}
-            )
-            losses[candidate.name, protocol] = made["loss"]
-            if protocol == settings.protocols[0] and candidate.index is not None:
+
+            def score(candidate=candidate, mixtures=mixtures, protocol=protocol) -> dict[str, Tensor]:
+                final = refine(composer(candidate), candidate, mixtures, tokens, protocol) if candidate.refine else mixtures
+                return {"loss": score_composed(composer(candidate), candidate, final, score_batches, protocol, settings)}
+
+            losses[candidate.name, protocol] = parts.tensors(f"{candidate.name}-{protocol}", score)["loss"]
+            if protocol == settings.protocols[0] and candidate.index is not None and not candidate.refine:
                 coefficients = candidate.index.basis.coefficients(reading.generalist.fingerprint[protocol])
                 facts += mixture_facts(candidate.name, mixtures, coefficients, probes)
             if protocol == settings.protocols[0] and candidate.name == DEFAULT:
