@@ -65,6 +65,7 @@ def test_diagnose_gives_advice(asterism, original):
     found = asterism("diagnose", original, "--json").answer
     assert found["domains"] == list(tiny.DOMAINS)
     assert found["advice"] in {"merge", "compose", "add noise", "domains not separable"}
+    assert "asterism calibrate" in found["notes"][-1]
     people = asterism("diagnose", original)
     assert f"advice: {found['advice']}" in people.out
     assert "medical" in people.out
@@ -153,6 +154,8 @@ def test_calibrate_keeps_what_it_fits_and_an_evaluation_never_sees_its_probes(as
     assert kept.scale == ran.answer["scale"]
     assert len(kept.probes) == ran.answer["probes"] >= 4
     assert ran.answer["losses"]["default"] == kept.losses["default"]
+    told = asterism("diagnose", library, "--json").answer
+    assert "Measured on" in told["reason"]
     tested = asterism("evaluate", library, "--data", data, "--out", tmp_path / "out", *counts, "--json")
     assert tested.code == 0, tested.err
     more = ("--single-per-domain", 9, "--cross-per-pair", 9, "--max-length", 64)

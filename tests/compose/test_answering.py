@@ -52,18 +52,43 @@ def test_a_refined_answer_comes_from_the_refined_mixture(built):
     assert not torch.allclose(found.weights, built.mixture(TEXTS[0]).weights, atol=1e-6)
 
 
+def kept_cache(library, composer, built, ids: list[int], segments: tuple[int, ...]):
+    """Greedy under mixtures made again after each segment, every token run once: keys and values stay what older mixtures made them."""
+    from transformers import DynamicCache
+
+    made, written, cache, seen = built.mixture(library.tokenizer.decode(ids)), list(ids), DynamicCache(), 0
+    for new in segments:
+        model = composer.materialise(made)
+        for _ in range(new):
+            with torch.no_grad():
+                logits = model(torch.tensor([written[seen:]]), past_key_values=cache, use_cache=True).logits
+            seen = len(written)
+            written.append(int(logits[0, -1].argmax()))
+        last, made = made, built.mixture(library.tokenizer.decode(written[-12:]))
+    return written, last
+
+
 def test_a_renewed_mixture_reads_the_end_of_text_and_answer(built):
+    library, composer = built.library, Composer(built.library)
+    ids = [library.tokenizer(text)["input_ids"] for text in TEXTS]
+    want = [kept_cache(library, composer, built, own, (4, 4, 2)) for own in ids]
+    alone = [answer(library, built, [text], max_new_tokens=10, renew=4)[0] for text in TEXTS]
+    for own, (written, last), found in zip(ids, want, alone, strict=True):
+        assert found.text == library.tokenizer.decode(written[len(own) :])
+        torch.testing.assert_close(found.mixture.weights, last.weights, atol=1e-5, rtol=0)
+    assert not torch.allclose(want[0][1].weights, built.mixture(TEXTS[0]).weights, atol=1e-6)
+    together = answer(library, built, TEXTS, max_new_tokens=10, renew=4)
+    assert [one.text for one in together] == [one.text for one in alone]
+
+
+def test_an_answer_ends_where_the_model_ends_it(built, monkeypatch):
     library = built.library
-    ids = library.tokenizer(TEXTS[0])["input_ids"]
-    composer, made, written = Composer(library), built.mixture(TEXTS[0]), list(ids)
-    for new in (4, 4, 2):
-        written = continued(library, composer.materialise(made), written, new)
-        last = made
-        made = built.mixture(library.tokenizer.decode(written[-12:]))
-    found = answer(library, built, TEXTS[:1], max_new_tokens=10, renew=4)[0]
-    assert found.text == library.tokenizer.decode(written[len(ids) :])
-    torch.testing.assert_close(found.mixture.weights, last.weights, atol=1e-5, rtol=0)
-    assert not torch.allclose(last.weights, built.mixture(TEXTS[0]).weights, atol=1e-6)
+    text = answer(library, built, TEXTS[:1], max_new_tokens=6, renew=2)[0].text
+    third = continued(library, Composer(library).materialise(built.mixture(TEXTS[0])), library.tokenizer(TEXTS[0])["input_ids"], 2)[-1]
+    monkeypatch.setattr("asterism.compose.answering._ends", lambda composer: {third})
+    short = answer(library, built, TEXTS[:1], max_new_tokens=6, renew=2)[0].text
+    assert text.startswith(short)
+    assert len(short) < len(text)
 
 
 def test_the_paper_node_map_and_a_text_without_room(built):

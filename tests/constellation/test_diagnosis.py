@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from asterism.constellation.diagnosis import advise, diagnose, diagnosis_of
+from asterism.constellation.calibration import Calibration
+from asterism.constellation.diagnosis import UNMEASURED, advise, diagnose, diagnosis_of, measured_advice
 from asterism.constellation.index import Constellation
 from asterism.constellation.separation import Retrieval
 from asterism.constellation.settings import IndexSettings
@@ -192,3 +193,35 @@ def test_what_cannot_be_diagnosed_is_refused_by_name():
     broken["d3"][0, 0] = float("nan")
     with pytest.raises(DataError, match=r"NaN or infinity\.\n  met:  domain 'd3'"):
         diagnosis_of(broken, None, IndexSettings())
+
+
+# ---- advice from what calibration measured
+
+LOSSES = {"generalist": 5.0, "uniform": 4.9, "task_arithmetic@0.5": 4.8, "routed_activation": 4.6, "best_single": 4.4, "default": 4.5}
+
+
+@pytest.mark.parametrize(
+    ("changed", "advice"),
+    [
+        ({}, "compose"),  # the oracle best_single is no way to answer
+        ({"routed_activation": 4.504}, "route"),  # as good, and cheaper
+        ({"task_arithmetic@0.5": 4.49}, "merge"),
+        ({"task_arithmetic@0.5": 4.506}, "compose"),
+        ({"generalist": 4.5}, "generalist"),
+    ],
+)
+def test_measured_advice_is_the_cheapest_way_near_the_best(changed, advice):
+    found, reason = measured_advice({**LOSSES, **changed}, 60)
+    assert found == advice
+    assert "60 validation probes" in reason
+    assert ("cheapest within" in reason) == (advice == "route")
+
+
+def test_a_calibrated_index_is_advised_by_measurement_and_told_what_geometry_says(tmp_path):
+    built = Constellation.build(tiny_library(tmp_path), tiny_probes())
+    plain = diagnose(built)
+    assert plain.notes[-1] == UNMEASURED
+    routed = {**LOSSES, "routed_activation": 4.0}
+    found = diagnose(built.with_calibration(Calibration(probes=("x",), losses=routed)))
+    assert found.advice == "route"
+    assert found.notes[-1].startswith(f"Geometry alone would say: {plain.advice}")

@@ -11,7 +11,8 @@ def app(library: LIBRARY, *, given: Given):
     """Say whether the library can be composed, and why.
 
     Collinearity of the domains before and after orthogonalisation, what Gram-Schmidt leaves of each, how far results
-    hang on the order of the domains, how often the index finds a probe's own domain, and the advice that follows.
+    hang on the order of the domains, how often the index finds a probe's own domain, and the advice that follows: by what was
+    measured, where the index has been calibrated, else by geometry.
     """
     constellation = open_both(library, given)[1]
     from asterism.constellation.diagnosis import diagnose

@@ -19,6 +19,10 @@ from asterism.core.errors import DataError
 from asterism.models.batching import pad_id, tokenise
 from asterism.models.library import Library
 
+RENEW = 64
+"""New tokens between two mixtures. Made again from what was written, a mixture predicts the rest better; keys and values that older
+mixtures left serve as well as new ones (experiments/constellation/updating.json)."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -40,58 +44,61 @@ def answer(
     temperature: float = 0.0,
     seed: int = 42,
     refine: int = 0,
-    renew: int = 0,
+    renew: int = RENEW,
 ) -> list[Answer]:
     """Continue every text under its own mixture; temperature 0 is greedy. Answers do not depend on their neighbours when greedy.
 
     `refine`: gradient steps of each mixture on its text, each about three forward passes. `renew`: make the mixture again, after every so
-    many new tokens (0: never), from as much of the end of text and answer as the index reads; keys and values are then computed again.
+    many new tokens (0: never), from as much of the end of text and answer as the index reads; keys and values are kept.
     Raises DataError when a text leaves no room for new tokens within the model's positions.
     """
     composition = composition or CompositionSettings()
-    settings = mixture or _asked(constellation, composition)
-    composer = Composer(library, composition)
+    settings, window = mixture or _asked(constellation, composition), constellation.settings.max_length
+    composer, tokenizer = Composer(library, composition), library.tokenizer
     rows = _tokens(library, texts, max_new_tokens)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    asked: dict[str, Any] = dict(pad_token_id=pad_id(library.tokenizer), **sampling)
+    ids, mask = _left_padded(library, rows)
+    asked: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    asked |= dict(pad_token_id=pad_id(tokenizer), return_dict_in_generate=True)
     torch.manual_seed(seed)
 
-    def mixtures(read: Sequence[str], ids: Sequence[list[int]]) -> list[Mixture]:
+    def mixtures(read: Sequence[str], tokens: Sequence[Sequence[int]]) -> list[Mixture]:
         found = constellation.mixtures(read, settings)
-        return [refined(composer, one, own, steps=refine) for one, own in zip(found, ids, strict=True)] if refine else found
+        return [refined(composer, one, own, steps=refine) for one, own in zip(found, tokens, strict=True)] if refine else found
 
-    if renew:
-        window = constellation.settings.max_length
-        return [
-            _renewed(composer, text, ids, mixtures, asked, max_new_tokens, renew, window) for text, ids in zip(texts, rows, strict=True)
-        ]
-    made = mixtures(texts, rows)
-    ids, mask = _left_padded(library, rows)
-    asked |= dict(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens)
-    if len(texts) == 1:
-        written = _continued(composer.materialise(made[0]), asked)
-    else:
-        with composer.mixed(made) as model:
-            written = _continued(model, asked)
-    new = library.tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
-    return [Answer(query, text, one) for query, text, one in zip(texts, new, made, strict=True)]
-
-
-def _renewed(
-    composer: Composer, text: str, ids: list[int], mixtures: Any, asked: dict[str, Any], room: int, every: int, window: int
-) -> Answer:
-    """One text, its mixture made again, from the last `window` tokens, after every `every` new ones."""
-    tokenizer, end = composer.library.tokenizer, composer.library.tokenizer.eos_token_id
-    written, made = list(ids), mixtures([text], [ids])[0]
-    while (left := len(ids) + room - len(written)) > 0:
-        whole = torch.tensor([written], device=composer.library.device)
-        given = dict(input_ids=whole, attention_mask=torch.ones_like(whole), max_new_tokens=min(every, left))
-        written = _continued(composer.materialise(made), asked | given)[0].tolist()
-        if written[-1] == end or len(written) >= len(ids) + room:
+    made, cache, width, ends = mixtures(texts, rows), None, ids.shape[1], _ends(composer)
+    while True:
+        left = max_new_tokens - (ids.shape[1] - width)
+        given = dict(input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=min(renew or left, left))
+        written = _continued(composer, made, asked | given)
+        ids, cache = written.sequences, written.past_key_values
+        mask = torch.cat([mask, mask.new_ones(len(mask), ids.shape[1] - mask.shape[1])], dim=1)
+        new = [_until(own, ends) for own in ids[:, width:].tolist()]
+        if ids.shape[1] - width >= max_new_tokens or all(own[-1] in ends for own in new):
             break
-        last = written[-window:]
-        made = mixtures([tokenizer.decode(last, skip_special_tokens=True)], [last])[0]
-    return Answer(text, tokenizer.decode(written[len(ids) :], skip_special_tokens=True), made)
+        last = [[*own, *more][-window:] for own, more in zip(rows, new, strict=True)]
+        made = mixtures([tokenizer.decode(own, skip_special_tokens=True) or text for own, text in zip(last, texts, strict=True)], last)
+    answers = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [Answer(query, text, one) for query, text, one in zip(texts, answers, made, strict=True)]
+
+
+def _continued(composer: Composer, mixtures: Sequence[Mixture], asked: dict[str, Any]) -> Any:
+    """`generate`, whose type transformers leaves open: one text on a built model, several mixed."""
+    if len(mixtures) == 1:
+        model: Any = composer.materialise(mixtures[0])
+        return model.generate(**asked)
+    with composer.mixed(mixtures) as model:
+        return model.generate(**asked)
+
+
+def _ends(composer: Composer) -> set[int]:
+    """Tokens that end an answer: the tokenizer's and those of the model's generation settings."""
+    known = getattr(composer.model.generation_config, "eos_token_id", None)
+    return {end for end in (composer.library.tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])) if end is not None}
+
+
+def _until(tokens: list[int], ends: set[int]) -> list[int]:
+    """The tokens up to the first that ends the answer, that one included."""
+    return next((tokens[: place + 1] for place, token in enumerate(tokens) if token in ends), tokens)
 
 
 def _asked(constellation: Constellation, composition: CompositionSettings) -> MixtureSettings:
@@ -99,11 +106,6 @@ def _asked(constellation: Constellation, composition: CompositionSettings) -> Mi
     k = min(MixtureSettings().top_k, len(constellation.domains))
     per_module = composition.node_map == "per_module"
     return MixtureSettings(top_k=k, mode="nodes", per_module=True) if per_module else MixtureSettings(top_k=k)
-
-
-def _continued(model: Any, asked: dict[str, Any]) -> Tensor:
-    """`generate`, whose type transformers leaves open: token ids [B, T + new]."""
-    return model.generate(**asked)
 
 
 def _tokens(library: Library, texts: Sequence[str], room: int) -> list[list[int]]:

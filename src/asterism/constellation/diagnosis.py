@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,20 @@ NOISE_ABOVE = 0.97
 RELIABLE = 0.8
 """Left-out probes that find their own domain: from this share on the residuals do carry signal, however collinear the domains."""
 
-Advice = Literal["merge", "compose", "add noise", "domains not separable"]
+CLOSE = 0.005
+"""Nats a token within which the cheaper way is advised."""
+WAYS = {
+    "generalist": ("generalist",),
+    "merge": ("uniform", "task_arithmetic@"),
+    "route": ("routed_coefficient", "routed_activation"),
+    "compose": ("default",),
+}
+"""Advice -> the calibration's measured losses it rests on (a name that ends in @ stands for all its scales), cheapest way first."""
+UNMEASURED = (
+    "The advice rests on geometry. `asterism calibrate` measures every way to answer on held-out probes, and the advice follows that."
+)
+
+Advice = Literal["generalist", "merge", "route", "compose", "add noise", "domains not separable"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +99,34 @@ class Diagnosis:
 
 
 def diagnose(constellation: Constellation) -> Diagnosis:
-    """Measure a constellation from its stored fingerprints; no model is run."""
+    """Measure a constellation from its stored fingerprints, and take what its calibration measured; no model is run."""
     fingerprints = {name: constellation.fingerprints(name) for name in constellation.domains}
-    return diagnosis_of(fingerprints, constellation.general_mean, constellation.settings)
+    found, calibration = diagnosis_of(fingerprints, constellation.general_mean, constellation.settings), constellation.calibration
+    if not calibration.fitted:
+        return replace(found, notes=(*found.notes, UNMEASURED))
+    advice, reason = measured_advice(calibration.losses, len(calibration.probes))
+    notes = () if advice == found.advice else (f"Geometry alone would say: {found.advice}. {found.reason}",)
+    return replace(found, advice=advice, reason=reason, notes=(*found.notes, *notes))
+
+
+def measured_advice(losses: Mapping[str, float], probes: int) -> tuple[Advice, str]:
+    """The cheapest way to answer whose loss on the validation probes is within CLOSE of the best way's, and the losses that say so."""
+    ways: dict[str, float] = {}
+    for way, names in WAYS.items():
+        found = [loss for name, loss in losses.items() if any(name == own or (own[-1] == "@" and name.startswith(own)) for own in names)]
+        if found:
+            ways[way] = min(found)
+    least = min(ways.values())
+    chosen = next(way for way, loss in ways.items() if loss <= least + CLOSE)
+    told = ", ".join(f"{way} {loss:.3f}" for way, loss in sorted(ways.items(), key=lambda pair: pair[1]))
+    cheap = "" if ways[chosen] == least else f"; {chosen} is the cheapest within {CLOSE} nats of the best"
+    return cast(Advice, chosen), f"Measured on {probes} validation probes, mean loss in nats a token: {told}{cheap}."
 
 
 def diagnosis_of(fingerprints: Mapping[str, Tensor], general_mean: Tensor | None, settings: IndexSettings) -> Diagnosis:
     """Measure an index from the fingerprints of each domain's probes, {domain: [n, d]}, and the general mean [d] or None.
+
+    The advice rests on geometry alone.
 
     Domains too alike to form a basis are diagnosed as such, not refused. Raises DataError for fewer than two domains, a domain
     without probes, or fingerprints that are not finite or have no direction.
