@@ -35,12 +35,11 @@ FRACTIONS = (0.0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1)
 """Noise as a share of the mean centroid norm, or of the mean weight (Table 7)."""
 SITES = {"centroids": "centroids", "weights": "weights", "control": "direction"}
 """Section 7.4's site, the summary page's, and noise of the first one's norm along one shared direction."""
-COUNTS = (1, 2, 5, 10, 20, 40)
+COUNTS = (1, 4, 10, 40)
 """Index probes a domain."""
-DRAWS = 5
+DRAWS = 3
 """Different draws of index probes; the first is the ladder's own."""
 PROTOCOLS: tuple[Protocol, ...] = ("whole", "continuation")
-TASKS: tuple[Task, ...] = ("single", "cross")
 Point = dict[str, Any]
 """{"key": {...}, "facts": {...}, "protocol", "task", "losses": [n]}."""
 
@@ -92,9 +91,9 @@ def orders(case: Case) -> Iterator[Point]:
 
 
 def layers(case: Case) -> Iterator[Point]:
-    """Which blocks are composed, for the default's mixture and the paper's: both protocols and tasks; the validation probes choose.
+    """Which blocks are composed, for the default's mixture and the paper's, on cross-domain probes; the validation probes choose.
 
-    2 mixtures x 2 protocols x (blocks + 3) times all probes, test and validation.
+    2 mixtures x 2 protocols x about (blocks / 2 + 5) times the cross probes, test and validation.
     """
     for name in (DEFAULT, PAPER):
         candidate = _named(case, name)
@@ -107,22 +106,24 @@ def layers(case: Case) -> Iterator[Point]:
         for label, variant in variants.items():
             share = mixed_share(case.bench.library, variant.composition)
             facts = {"share": share, "validation_loss": validation[label], "chosen": label == best}
-            yield from _points(case.bench, variant, {"mixture": name, "layers": label}, facts)
+            for protocol in PROTOCOLS:
+                yield _point(case.bench, variant, {"mixture": name, "layers": label}, facts, protocol, "cross")
 
 
 def top_k(case: Case) -> Iterator[Point]:
-    """K from 1 to N, for the default and the paper's composition, both protocols and tasks: 2 x 2 x N times all probes."""
+    """K from 1 to N, for the default and the paper's composition, cross-domain probes, both protocols: 2 x 2 x N times those."""
     for name in (DEFAULT, PAPER):
         candidate = _named(case, name)
         for k in range(1, len(case.constellation.domains) + 1):
             variant = replace(candidate, mixture=candidate.mixture.changed(top_k=k))
-            yield from _points(case.bench, variant, {"mixture": name, "top_k": k}, {})
+            for protocol in PROTOCOLS:
+                yield _point(case.bench, variant, {"mixture": name, "top_k": k}, {}, protocol, "cross")
 
 
 def probes(case: Case) -> Iterator[Point]:
     """How many index probes are needed, and how much their draw matters: cross-domain probes, whole.
 
-    3 mixtures x 6 counts x 5 draws times the cross probes, and 5 passes of the generalist over the largest index. A smaller index
+    3 mixtures x 4 counts x 3 draws times the cross probes, and 3 passes of the generalist over the largest index. A smaller index
     holds the first probes of the larger one of the same draw.
     """
     for draw in range(DRAWS):
@@ -150,8 +151,8 @@ def due(seed: int, seeds: Sequence[int]) -> list[str]:
 
 
 def layer_choices(blocks: int) -> dict[str, Any]:
-    """Label -> the setting `layers`: the last 1 to all blocks, the first and the middle one alone, and every parameter (`all`)."""
-    last = {f"last {count}": count for count in range(1, blocks + 1)}
+    """Label -> the setting `layers`: the last 1, 2, 4, 6, ... blocks, the first and the middle one alone, every parameter (`all`)."""
+    last = {f"last {count}": count for count in sorted({1, *range(2, blocks, 2), blocks})}
     return {**last, "first": (0,), "middle": (blocks // 2,), "all": "all"}
 
 
@@ -167,20 +168,13 @@ def ordered(index: Constellation, order: Sequence[int]) -> Constellation:
     )
 
 
-def _points(bench: Bench, candidate: Composed, key: Point, facts: Point) -> Iterator[Point]:
-    """Points of both protocols and tasks."""
-    for protocol in PROTOCOLS:
-        for task in TASKS:
-            yield _point(bench, candidate, key, facts, protocol, task)
-
-
 def _point(bench: Bench, candidate: Composed, key: Point, facts: Point, protocol: Protocol, task: Task) -> Point:
     return {"key": key, "facts": facts, "protocol": protocol, "task": task, "losses": bench.losses(candidate, protocol, task).tolist()}
 
 
 def _mean_loss(bench: Bench, candidate: Composed) -> float:
-    """Mean over protocols and tasks of the mean loss."""
-    return sum(float(bench.losses(candidate, p, t).mean()) for p in PROTOCOLS for t in TASKS) / (len(PROTOCOLS) * len(TASKS))
+    """Mean over protocols of the mean loss on cross-domain probes."""
+    return sum(float(bench.losses(candidate, protocol, "cross").mean()) for protocol in PROTOCOLS) / len(PROTOCOLS)
 
 
 def _named(case: Case, name: str) -> Composed:
