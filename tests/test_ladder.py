@@ -52,6 +52,7 @@ def climbed(tmp_path_factory):
         patch.setattr(calibrate, "GRIDS", {"evidence": {"scale": (1.0,)}, "fast": {"fast_scale": (1.0,)}})
         patch.setattr(entry, "SIZES", {})
         patch.setattr(sweeps, "FRACTIONS", (0.0, 0.02))
+        patch.setattr(sweeps, "COUNTS", (1, 2, 10))
         patch.setattr(sweeps, "DRAWS", 2)
         entry.main(asked)
         results = json.loads((root / "runs" / "pocket" / "results.json").read_text("utf-8"))

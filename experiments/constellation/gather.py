@@ -17,6 +17,7 @@ from asterism.evaluate.results import read_results
 from asterism.evaluate.tables import tables
 from asterism.models.anatomy import anatomy_of, skeleton
 from asterism.models.loading import read_config
+from experiments.constellation.advice import advice_rows, summary
 from experiments.constellation.ladder import EVALUATION, FACTS, SWEPT, divergence, place, steps_done
 from experiments.constellation.models import GENERALIST
 from experiments.constellation.rung import DOMAINS, Rung
@@ -27,6 +28,8 @@ RIVALS = {"generalist": "rate_generalist", TASK_ARITHMETIC: "rate_ta"}
 """Whom a sweep's compositions are compared with -> the name of the win rate."""
 SIZES_ROWS = Path("sizes", "rows.json")
 """Where sizes.py leaves its rows, within a ladder's runs."""
+BESIDE = ("ideas", "updating")
+"""Experiments on validation probes that keep their rows in a file of their own."""
 GROUPED = (DEFAULT, PAPER)
 """Candidates whose rows are kept domain by domain and pair by pair."""
 Row = dict[str, Any]
@@ -47,7 +50,25 @@ def gather(ladder: Sequence[Rung], runs: Path, seeds: Sequence[int], scale: str,
             rows += _take(results, rung, folder, seeds)
     whole = [rung["name"] for rung in results["rungs"] if rung["diverged"] is None]
     sizes = read_json(runs / SIZES_ROWS) if (runs / SIZES_ROWS).exists() else []
-    return results | {"sizes": [row for row in sizes if row["scale"] in whole]}, rows
+    results["sizes"] = [row for row in sizes if row["scale"] in whole]
+    results["advice"] = advice_rows(*_advised(results, runs))
+    results["advisers"] = summary(results["advice"])
+    for name in BESIDE if scale == "lab" else ():
+        kept = Path(__file__).with_name(f"{name}.json")
+        results[name] = [row for row in (read_json(kept)["rows"] if kept.exists() else []) if row["scale"] in whole]
+    return results, rows
+
+
+def _advised(results: Row, runs: Path) -> tuple[list[Row], list[Row]]:
+    """(mean-loss rows, diagnoses) of every library: the rungs' own and those of the library-size experiment."""
+    losses = [row for row in results["losses"] if row["seed"] != "all"]
+    told = [{name: row[name] for name in ("scale", "seed", "advice", "geometry")} for row in results["diagnosis"]]
+    for path in sorted(runs.glob("sizes/seed-*/size-*/evaluation/results.json")):
+        evaluated = read_json(path)
+        losses += evaluated["losses"]
+        found = {name: evaluated["diagnosis"][name] for name in ("advice", "geometry")}
+        told.append({"scale": evaluated["scale"], "seed": evaluated["seeds"][0], **found})
+    return losses, told
 
 
 def described(rung: Rung, folder: Path) -> Row:

@@ -39,6 +39,7 @@ from asterism.evaluate.settings import EvaluationSettings, Protocol
 from asterism.models.batching import batches, pad_id, tokenise
 from asterism.models.library import Library
 from asterism.models.likelihood import logits_of, token_losses
+from experiments.constellation.models import device
 from experiments.constellation.rung import DOMAINS, Rung, rungs
 
 PLACE = Path(__file__).parent / "ideas.json"
@@ -84,8 +85,8 @@ class Bench:
 
     @torch.inference_mode()
     def _loss(self, composer: Composer, mixture: Mixture, row: int, protocol: Protocol) -> Tensor:
-        ids = torch.tensor([self.tokens[row]])
-        return losses_of(token_losses(logits_of(composer.materialise(mixture), ids), ids), [ids.shape[1]], protocol)[0][0]
+        ids = torch.tensor([self.tokens[row]], device=self.library.device)
+        return losses_of(token_losses(logits_of(composer.materialise(mixture), ids), ids).cpu(), [ids.shape[1]], protocol)[0][0]
 
     @torch.inference_mode()
     def _token_losses(self) -> list[Tensor]:
@@ -93,8 +94,9 @@ class Bench:
         width, found = self.library.anatomy.hidden_size, [[] for _ in self.tokens]
         for name in (*self.library.names, None):
             model = self.composer.restore() if name is None else self.composer.materialise(Mixture.fixed({name: 1.0}, width))
-            for row, ids in enumerate(self.tokens):
-                found[row].append(token_losses(logits_of(model, torch.tensor([ids])), torch.tensor([ids]))[0])
+            for row, own in enumerate(self.tokens):
+                ids = torch.tensor([own], device=self.library.device)
+                found[row].append(token_losses(logits_of(model, ids), ids)[0].cpu())
         return [torch.stack(rows) for rows in found]
 
 
@@ -223,7 +225,7 @@ def _told(bench: Bench, losses: dict[Protocol, Tensor], rivals: dict[str, dict[P
 
 def bench_of(rung: Rung, corpus: Any, folder: Path, per_group: int = PER_GROUP) -> Bench:
     """The first seed's library of a trained rung, indexed as the ladder does it, on validation probes."""
-    library = Library.open(folder)
+    library = Library.open(folder, device=device())
     settings = EvaluationSettings(seed=42, max_length=rung.length)
     index = draw_index_probes(corpus, DOMAINS, rung.probes, 42)
     constellation = Constellation.build(library, index, IndexSettings(max_length=rung.length))

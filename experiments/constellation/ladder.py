@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from math import isfinite, log
 from pathlib import Path
 
-from asterism.constellation.calibration import Calibration
 from asterism.constellation.diagnosis import diagnose
 from asterism.constellation.index import FOLDER, Constellation
 from asterism.constellation.probes import draw_index_probes
@@ -107,7 +106,7 @@ def facts(bench: Bench, constellation: Constellation) -> dict:
             "post_mean": here["post_mean"],
             "paper_post_mean": theirs["post_mean"],
         },
-        "diagnosis": {**diagnose(constellation).to_dict(), "geometry": diagnose(constellation.with_calibration(Calibration())).advice},
+        "diagnosis": diagnose(constellation).to_dict(),
         "calibration": {"delta_scale": calibration.pop("scale"), **calibration},  # `scale` names the rung in every row
     }
 

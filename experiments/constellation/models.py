@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 from random import Random
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asterism.core.corpus import GENERAL, Corpus
 from asterism.core.errors import DataError
+from asterism.core.storage import replacing
 from asterism.models.library import Library
 from asterism.models.starts import from_nothing, pretrained
 from asterism.models.training import train
@@ -23,11 +25,13 @@ def generalist(rung: Rung, corpus: Corpus, folder: Path) -> Path:
     out, texts = folder / GENERALIST, mixed_texts(corpus, rung.share)
     if isinstance(rung.start, str):
         model, tokenizer = pretrained(rung.start)
+        model = model.float()  # checkpoints load in the type they are stored in
     else:
         model, tokenizer = from_nothing(texts, seed=0, **rung.start.model_dump())
     if rung.generalist is None:
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+        with replacing(out) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
         return out
     return train(model, tokenizer, texts, out, rung.generalist)
 
@@ -35,13 +39,20 @@ def generalist(rung: Rung, corpus: Corpus, folder: Path) -> Path:
 def specialists(rung: Rung, corpus: Corpus, first: Path, folder: Path, seed: int) -> Library:
     """A library of one seed's specialists: each trained from the generalist at `first` on its own domain's text."""
     if not (folder / GENERALIST).exists():
-        shutil.copytree(first, folder / GENERALIST)
+        with replacing(folder / GENERALIST) as temporary:
+            shutil.copytree(first, temporary)
     for domain in DOMAINS:
         model = AutoModelForCausalLM.from_pretrained(first)
         train(model, AutoTokenizer.from_pretrained(first), corpus.train[domain], folder / domain, rung.specialist.changed(seed=seed))
     if not (folder / "library.json").exists():
         Library.create(folder, GENERALIST, {name: name for name in DOMAINS})
-    return Library.open(folder)
+    return Library.open(folder, device=device())
+
+
+def device() -> str:
+    """An accelerator where there is one, which `train` uses too, else the CPU."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found.type if found else "cpu"
 
 
 def mixed_texts(corpus: Corpus, share: float) -> list[str]:
@@ -53,6 +64,6 @@ def mixed_texts(corpus: Corpus, share: float) -> list[str]:
     texts = list(corpus.train[GENERAL])
     for domain in DOMAINS:
         own = corpus.train[domain]
-        texts += own[: max(1, round(share * len(own)))]
+        texts += own[: max(1, round(share * len(own)))] if share else []
     Random(0).shuffle(texts)
     return texts

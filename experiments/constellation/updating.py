@@ -69,10 +69,10 @@ def rows_of(bench: Bench, scale: str) -> Iterator[dict[str, Any]]:
 
 def _prefix_fingerprints(bench: Bench, row: int) -> Tensor:
     """[T, d]: the fingerprint of every prefix of a probe, from one pass of the generalist."""
-    ids = torch.tensor([bench.tokens[row]])
+    ids = torch.tensor([bench.tokens[row]], device=bench.library.device)
     with torch.inference_mode(), states_of(bench.composer.restore(), None) as seen:
         bench.composer.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    states = seen[0][0].float()
+    states = seen[0][0].float().cpu()
     return states.cumsum(dim=0) / torch.arange(1, len(states) + 1)[:, None]
 
 
@@ -87,7 +87,7 @@ def _mixture(bench: Bench, row: int, prints: Tensor, read: int) -> Mixture:
 @torch.inference_mode()
 def _continued(bench: Bench, row: int, prints: Tensor, every: int, kept: bool) -> float:
     """Mean loss of the tokens after the first READ, under mixtures made again every so many tokens."""
-    ids = torch.tensor([bench.tokens[row]])
+    ids = torch.tensor([bench.tokens[row]], device=bench.library.device)
     cache, seen, losses = DynamicCache(), 0, []
     for start in range(READ, ids.shape[1], every):
         stop = min(start + every, ids.shape[1])

@@ -72,6 +72,8 @@ class Diagnosis:
     """The measured reason of the advice."""
     notes: tuple[str, ...]
     """What else the reader should know."""
+    geometry: Advice
+    """The advice of geometry alone, which a calibration's measurements overrule."""
 
     def pairs(self) -> list[tuple[str, str, float]]:
         """Every pair of domains with its cosine, most collinear first."""
@@ -95,6 +97,7 @@ class Diagnosis:
             "advice": self.advice,
             "reason": self.reason,
             "notes": list(self.notes),
+            "geometry": self.geometry,
         }
 
 
@@ -167,6 +170,7 @@ def diagnosis_of(fingerprints: Mapping[str, Tensor], general_mean: Tensor | None
         advice=advice,
         reason=reason,
         notes=(*notes, *_notes(settings, retrieval, order_free, order)),
+        geometry=advice,
     )
 
 
