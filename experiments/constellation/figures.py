@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asterism.report.figures import INK, LINE, MARKERS, MUTED, SERIES, _canvas, _legend, _plain_style, _room, _svg
+from asterism.report.figures import INK, LINE, MARKERS, MUTED, SERIES, as_svg, canvas, label_room, legend, plain_style
 from experiments.constellation.view import Measure
 
 Points = Sequence[tuple[float, Measure]]
@@ -13,7 +13,7 @@ EVEN: dict[str, Any] = dict(color=MUTED, linewidth=1, linestyle=(0, (3, 2)), zor
 """How one half is marked."""
 
 
-@_plain_style
+@plain_style
 def collinearity_scatter(
     families: Mapping[str, Sequence[tuple[str, float, Measure]]],
     papers: Mapping[str, Sequence[tuple[str, float, float]]],
@@ -24,7 +24,7 @@ def collinearity_scatter(
     `papers`: the paper's own points, {family: [(model, collinearity, rate)]}, drawn faint.
     """
     count = len(families) + len(papers)
-    figure, axes = _canvas(2.9, left=0.55, top=0.1 + 0.19 * -(-count // 2))
+    figure, axes = canvas(2.9, left=0.55, top=0.1 + 0.19 * -(-count // 2))
     for place, (family, points) in enumerate(families.items()):
         xs, rates = [x for _, x, _ in points], [rate for _, _, rate in points]
         colour = SERIES[place % 6]
@@ -60,16 +60,16 @@ def collinearity_scatter(
     axes.set_yticks(range(0, 101, 25))
     axes.set_xlabel("mean cosine between the domains' centroids (no unit)")
     axes.set_ylabel("probes won, %")
-    _legend(figure, axes, 2)
-    return _svg(figure, "Win rate against task arithmetic over mean collinearity", "collinearity-scatter")
+    legend(figure, axes, 2)
+    return as_svg(figure, "Win rate against task arithmetic over mean collinearity", "collinearity-scatter")
 
 
-@_plain_style
+@plain_style
 def curves(
     series: Mapping[str, Points], *, title: str, xlabel: str, ylabel: str, ticks: Sequence[float], even: bool = True, height: float = 2.3
 ) -> str:
     """Rates with their intervals as bands over a grid of values; the values of `ticks` are drawn at equal distances."""
-    figure, axes = _canvas(height, left=0.55, top=0.1 + 0.19 * -(-len(series) // _columns(list(series))))
+    figure, axes = canvas(height, left=0.55, top=0.1 + 0.19 * -(-len(series) // _columns(list(series))))
     places = {value: place for place, value in enumerate(ticks)}
     for number, (name, points) in enumerate(series.items()):
         xs = [places[x] for x, _ in points]
@@ -86,20 +86,20 @@ def curves(
     axes.set_yticks(range(0, 101, 25))
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    _legend(figure, axes, _columns(list(series)))
-    return _svg(figure, title, "curves")
+    legend(figure, axes, _columns(list(series)))
+    return as_svg(figure, title, "curves")
 
 
-@_plain_style
+@plain_style
 def rate_dots(rows: Mapping[str, Mapping[str, Measure]], *, title: str, xlabel: str, marked: Sequence[str] = (), share: bool = True) -> str:
     """One line of the figure a row, {row: {series: rate}}: a dot and its interval for each series; rows in `marked` are set in bold."""
     names = list(rows)
     series = list(dict.fromkeys(name for each in rows.values() for name in each))
     step = 0.62 / max(1, len(series))
     columns = _columns(series)
-    room = _room(names)
+    room = label_room(names)
     top = 0.1 + 0.19 * -(-len(series) // columns)
-    figure, axes = _canvas((0.14 + 0.1 * len(series)) * len(names), left=room, top=top)
+    figure, axes = canvas((0.14 + 0.1 * len(series)) * len(names), left=room, top=top)
     factor = 100 if share else 1
     for number, name in enumerate(series):
         at = [place - 0.31 + step * (number + 0.5) for place, row in enumerate(names) if name in rows[row]]
@@ -121,15 +121,15 @@ def rate_dots(rows: Mapping[str, Mapping[str, Measure]], *, title: str, xlabel: 
         if tick.get_text() in marked:
             tick.set_fontweight("bold")
     axes.set_xlabel(xlabel)
-    _legend(figure, axes, columns)
-    return _svg(figure, title, "rate-dots")
+    legend(figure, axes, columns)
+    return as_svg(figure, title, "rate-dots")
 
 
-@_plain_style
+@plain_style
 def strips(rows: Mapping[str, Sequence[float]], given: Mapping[str, Measure], *, title: str, xlabel: str, called: str) -> str:
     """All values of a row as a strip of ticks in per cent, {row: values}, with the one `given`, its interval, and its name `called`."""
     names = list(rows)
-    figure, axes = _canvas(0.3 * len(names), left=_room(names), top=0.3)
+    figure, axes = canvas(0.3 * len(names), left=label_room(names), top=0.3)
     for place, name in enumerate(names):
         xs = [100 * value for value in rows[name]]
         axes.plot([min(xs), max(xs)], [place, place], color=LINE, linewidth=1, zorder=1)
@@ -147,8 +147,8 @@ def strips(rows: Mapping[str, Sequence[float]], given: Mapping[str, Measure], *,
     axes.tick_params(axis="y", length=0)
     axes.axvline(50, **EVEN)
     axes.set_xlabel(xlabel)
-    _legend(figure, axes, 2)
-    return _svg(figure, title, "strips")
+    legend(figure, axes, 2)
+    return as_svg(figure, title, "strips")
 
 
 def _columns(names: Sequence[str]) -> int:

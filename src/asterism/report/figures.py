@@ -38,7 +38,7 @@ Bar = tuple[str, float, float, float]
 """(label, value, low, high)."""
 
 
-def _plain_style(draw: Figure) -> Figure:
+def plain_style(draw: Figure) -> Figure:
     """Draw under matplotlib's own defaults, whatever the user's matplotlibrc says, and leave that as it was."""
 
     @wraps(draw)
@@ -51,11 +51,11 @@ def _plain_style(draw: Figure) -> Figure:
     return cast(Figure, styled)
 
 
-@_plain_style
+@plain_style
 def win_bars(series: Mapping[str, Sequence[Bar]], n: int) -> str:
     """Win rates of one or two candidates against each rival, in [0, 1], with their intervals; one half is marked."""
     rivals = list(dict.fromkeys(bar[0] for bars in series.values() for bar in bars))
-    figure, axes = _canvas(0.4 * len(rivals), left=_room(rivals), top=0.3 if len(series) > 1 else 0.08)
+    figure, axes = canvas(0.4 * len(rivals), left=label_room(rivals), top=0.3 if len(series) > 1 else 0.08)
     thick = 0.76 / max(1, len(series))
     for place, (name, bars) in enumerate(series.items()):
         at = [rivals.index(bar[0]) - 0.38 + thick * (place + 0.5) for bar in bars]
@@ -70,17 +70,17 @@ def win_bars(series: Mapping[str, Sequence[Bar]], n: int) -> str:
     axes.set_ylim(len(rivals) - 0.45, -0.55)
     axes.set_xlabel(f"probes won, % (n = {n})")
     if len(series) > 1:
-        _legend(figure, axes, 2)
-    return _svg(figure, f"Win rates of {' and '.join(series)} against each rival", "win-bars")
+        legend(figure, axes, 2)
+    return as_svg(figure, f"Win rates of {' and '.join(series)} against each rival", "win-bars")
 
 
-@_plain_style
+@plain_style
 def win_map(rows: Sequence[str], columns: Sequence[str], rates: Sequence[Sequence[Mapping[str, Any] | None]]) -> str:
     """Win rates of each row against each column in per cent; blue wins, orange loses, bold where the interval excludes one half."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("wins", [LOSE, EVEN, WIN])
-    figure, axes = _canvas(0.225 * len(rows), left=_room(rows), **_slanted(columns))
+    figure, axes = canvas(0.225 * len(rows), left=label_room(rows), **_slanted(columns))
     _cells(axes, [[cell["rate"] if cell else None for cell in row] for row in rates], colours, 0, 1)
     for y, row in enumerate(rates):
         for x, cell in enumerate(row):
@@ -92,13 +92,13 @@ def win_map(rows: Sequence[str], columns: Sequence[str], rates: Sequence[Sequenc
             weight = "bold" if sure else "normal"
             axes.text(x, y, f"{100 * cell['rate']:.0f}", ha="center", va="center", color=tone, fontsize=8, fontweight=weight)
     _grid_labels(axes, rows, columns)
-    return _svg(figure, "Win rates in per cent, each row against each column", "win-map")
+    return as_svg(figure, "Win rates in per cent, each row against each column", "win-map")
 
 
-@_plain_style
+@plain_style
 def loss_dots(bars: Sequence[Bar], n: int, strong: Sequence[str] = ()) -> str:
     """Mean losses in nats a token with bootstrap intervals, in the order given; `strong` labels are coloured."""
-    figure, axes = _canvas(0.2 * len(bars), left=_room([bar[0] for bar in bars]))
+    figure, axes = canvas(0.2 * len(bars), left=label_room([bar[0] for bar in bars]))
     for y, (name, value, low, high) in enumerate(bars):
         colour = SERIES[list(strong).index(name) % 6] if name in strong else MUTED
         axes.plot([low, high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt", zorder=2)
@@ -110,10 +110,10 @@ def loss_dots(bars: Sequence[Bar], n: int, strong: Sequence[str] = ()) -> str:
     for tick in axes.get_yticklabels():
         if tick.get_text() in strong:
             tick.set_fontweight("bold")
-    return _svg(figure, "Mean loss of every candidate", "loss-dots")
+    return as_svg(figure, "Mean loss of every candidate", "loss-dots")
 
 
-@_plain_style
+@plain_style
 def collinearity_map(domains: Sequence[str], cosines: Sequence[Sequence[float]]) -> str:
     """Cosines between domain centroids; the diagonal is one by definition and left empty."""
     from matplotlib.colors import LinearSegmentedColormap
@@ -121,7 +121,7 @@ def collinearity_map(domains: Sequence[str], cosines: Sequence[Sequence[float]])
     count = len(domains)
     few = count <= 2 * PLAIN
     names = list(domains) if few else [""] * count
-    figure, axes = _canvas(max(1.6, min(3.0, 0.45 * count)), left=_room(names), **{**_slanted(names), "bottom": 0.62})
+    figure, axes = canvas(max(1.6, min(3.0, 0.45 * count)), left=label_room(names), **{**_slanted(names), "bottom": 0.62})
     others = [cosines[a][b] for a in range(count) for b in range(count) if a != b]
     bottom = min([*others, 0.9])
     colours = LinearSegmentedColormap.from_list("cosines", [LOW, HIGH])
@@ -143,10 +143,10 @@ def collinearity_map(domains: Sequence[str], cosines: Sequence[Sequence[float]])
     scale.tick_params(labelsize=8, colors=MUTED, labelcolor=INK, length=3)
     for spine in scale.spines.values():
         spine.set_visible(False)
-    return _svg(figure, "Cosines between the domains' mean fingerprints", "collinearity")
+    return as_svg(figure, "Cosines between the domains' mean fingerprints", "collinearity")
 
 
-@_plain_style
+@plain_style
 def coefficient_scatter(
     points: Mapping[str, Sequence[tuple[float, float]]],
     marks: Mapping[str, tuple[float, float]],
@@ -160,7 +160,7 @@ def coefficient_scatter(
     import numpy as np
 
     columns = 2 if len(points) <= 8 else 3
-    figure, axes = _canvas(3.1, left=0.55, top=0.08 + 0.18 * -(-len(points) // columns))
+    figure, axes = canvas(3.1, left=0.55, top=0.08 + 0.18 * -(-len(points) // columns))
     for place, (name, those) in enumerate(points.items()):
         xs, ys = zip(*those, strict=True)
         colour, marker = SERIES[place % 6], MARKERS[place % 6]
@@ -178,11 +178,11 @@ def coefficient_scatter(
     axes.grid(color=LINE, linewidth=0.6)
     axes.set_xlabel(f"first direction ({100 * shares[0]:.0f} % of the spread between domains)")
     axes.set_ylabel(f"second direction ({100 * shares[1]:.0f} %)")
-    _legend(figure, axes, columns)
-    return _svg(figure, f"Coefficients of the probes of {', '.join(points)}, in two directions", "scatter")
+    legend(figure, axes, columns)
+    return as_svg(figure, f"Coefficients of the probes of {', '.join(points)}, in two directions", "scatter")
 
 
-@_plain_style
+@plain_style
 def mixture_nodes(specialists: Sequence[str], weights: Sequence[Sequence[float]]) -> str:
     """Stacked weights [K][d] over the nodes, nodes sorted by the first specialist's weight; above 256 nodes, means of neighbours."""
     import numpy as np
@@ -193,7 +193,7 @@ def mixture_nodes(specialists: Sequence[str], weights: Sequence[Sequence[float]]
     bins = min(nodes, 256)
     edges = np.linspace(0, nodes, bins + 1).round().astype(int)
     means = np.stack([table[:, a:b].mean(axis=1) for a, b in pairwise(edges.tolist())], axis=1)  # [K, bins]
-    figure, axes = _canvas(2.1, left=0.55, top=0.1 + 0.17 * -(-len(specialists) // 2))
+    figure, axes = canvas(2.1, left=0.55, top=0.1 + 0.17 * -(-len(specialists) // 2))
     heights = np.vstack([np.zeros(bins), np.cumsum(means, axis=0)])
     steps = np.repeat(heights, 2, axis=1)
     at = np.repeat(edges, 2)[1:-1]
@@ -203,11 +203,11 @@ def mixture_nodes(specialists: Sequence[str], weights: Sequence[Sequence[float]]
     axes.set(xlim=(0, nodes), ylim=(0, 100 * max(float(heights[-1].max()), 1e-9)))
     axes.set_xlabel(f"node of the hidden state (d = {nodes}), sorted by {specialists[0]}'s weight")
     axes.set_ylabel("weight, %")
-    _legend(figure, axes, 2)
-    return _svg(figure, f"Weight of {', '.join(specialists)} at every node", "mixture")
+    legend(figure, axes, 2)
+    return as_svg(figure, f"Weight of {', '.join(specialists)} at every node", "mixture")
 
 
-def _canvas(plot: float, *, left: float, top: float = 0.08, bottom: float = 0.5, right: float = 0.1):
+def canvas(plot: float, *, left: float, top: float = 0.08, bottom: float = 0.5, right: float = 0.1):
     """(figure, axes) in the house style: a plot of the given height with margins around it, all in inches.
 
     Drawn without pyplot and so without global state; margins are counted, not measured, so that no font matters.
@@ -229,14 +229,14 @@ def _canvas(plot: float, *, left: float, top: float = 0.08, bottom: float = 0.5,
     return figure, axes
 
 
-def _legend(figure, axes, columns: int) -> None:
+def legend(figure, axes, columns: int) -> None:
     """Above the plot, from the figure's left edge on."""
     place = axes.get_position()
     where = dict(loc="lower left", bbox_to_anchor=(0.01, place.y1 + 0.02 / figure.get_figheight()), bbox_transform=figure.transFigure)
     axes.legend(ncols=columns, frameon=False, fontsize=8.5, borderaxespad=0.1, handlelength=1, handletextpad=0.4, labelcolor=INK, **where)
 
 
-def _room(labels: Sequence[str]) -> float:
+def label_room(labels: Sequence[str]) -> float:
     """Inches that the longest label needs."""
     return 0.068 * max(map(len, labels), default=0) + 0.15
 
@@ -252,7 +252,7 @@ def _cells(axes, values: Sequence[Sequence[float | None]], colours, low: float, 
 
 def _slanted(columns: Sequence[str]) -> dict[str, float]:
     """Margins for column names that lean to the right above a map."""
-    room = _room(columns)
+    room = label_room(columns)
     return {"top": 0.7 * room + 0.1, "right": 0.55 * room, "bottom": 0.08}
 
 
@@ -266,7 +266,7 @@ def _grid_labels(axes, rows: Sequence[str], columns: Sequence[str]) -> None:
         spine.set_visible(False)
 
 
-def _svg(figure, title: str, salt: str) -> str:
+def as_svg(figure, title: str, salt: str) -> str:
     """The figure as one <svg> element: no timestamp, no ids but those that are referred to, colours as CSS variables."""
     from markupsafe import escape
     from matplotlib import rc_context
