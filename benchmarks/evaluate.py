@@ -109,14 +109,15 @@ def one_by_one(
             logits = torch.stack([model(ids).logits for model in models.values()])
             found["ensemble_uniform", protocol, probe.id] = loss(logits.mean(0))
             found["ensemble", protocol, probe.id] = loss((torch.softmax(-known, 0)[:, None, None, None] * logits).sum(0))
+            own_loss = token_losses(library.model()(prefix).logits, prefix).mean()
             fingerprint = library.model()(prefix, output_hidden_states=True).hidden_states[-1][0].mean(0)
-            reading = _reading(library, models, fingerprint, prefix, protocol)
+            reading = _reading(models, fingerprint, own_loss, prefix, protocol)
             for name, (_, pick) in derived(reading, constellation, protocol).items():
                 best = name == "best_single"
                 singles = [found[f"specialist:{name}", protocol, probe.id] for name in library.names]
                 found[name, protocol, probe.id] = min(singles) if best else singles[int(pick)]
             for candidate in composed:
-                reading = _reading(library, models, fingerprint, prefix, protocol)  # each candidate asks the specialists anew
+                reading = _reading(models, fingerprint, own_loss, prefix, protocol)  # each candidate asks the specialists anew
                 if candidate.name == "random":
                     width = library.anatomy.hidden_size
                     blank = _blank(library, n, width)
@@ -127,17 +128,21 @@ def one_by_one(
     return found
 
 
-def _reading(library: Library, models: dict, fingerprint: Tensor, prefix: Tensor, protocol) -> Reading:
+def _reading(models: dict, fingerprint: Tensor, own_loss: Tensor, prefix: Tensor, protocol) -> Reading:
     specialists = {}
     for name, model in models.items():
-        states = model(prefix, output_hidden_states=True).hidden_states[-1][0]
-        specialists[name] = Scores({protocol: torch.zeros(1)}, {}, {}, {protocol: states.abs().mean(0)[None]})
-    return Reading(Scores({}, {}, {protocol: fingerprint[None]}), specialists, {})
+        run = model(prefix, output_hidden_states=True)
+        read = token_losses(run.logits, prefix).mean()[None]
+        specialists[name] = Scores(
+            {protocol: torch.zeros(1)}, {protocol: read}, {}, {protocol: run.hidden_states[-1][0].abs().mean(0)[None]}
+        )
+    return Reading(Scores({}, {protocol: own_loss[None]}, {protocol: fingerprint[None]}), specialists, {})
 
 
 def _blank(library: Library, n: int, width: int) -> Reading:
     zeros = {p: torch.zeros(n, width) for p in ("whole", "continuation")}
-    return Reading(Scores({}, {}, zeros), {name: Scores({}, {}, {}, zeros) for name in library.names}, {})
+    losses = {p: torch.zeros(n) for p in zeros}
+    return Reading(Scores({}, losses, zeros), {name: Scores({}, losses, {}, zeros) for name in library.names}, {})
 
 
 def naive(library: Library, candidate: Composed, mixture: Mixture):

@@ -140,7 +140,7 @@ def drawing(scale: str) -> EvaluationSettings:
 
 def settings_of(rung: Rung, seed: int) -> EvaluationSettings:
     """How one seed of a rung is evaluated."""
-    return EvaluationSettings(scale=rung.name, seed=seed, max_length=rung.length, paper_layers=rung.last, example=EXAMPLE)
+    return EvaluationSettings(scale=rung.name, seed=seed, max_length=rung.length, paper_layers=rung.last, example=EXAMPLE, refine=1)
 
 
 def place(folder: Path, seed: int) -> Path:

@@ -176,3 +176,14 @@ def test_written_whole_or_not_at_all(few, tmp_path, monkeypatch):
     monkeypatch.setattr("asterism.report.html.report_html", lambda *given: page)
     with pytest.raises(StorageError):
         write_report(few, tmp_path / "file" / "report.html")
+
+
+def test_a_mixture_by_evidence_shows_losses_and_the_generalist(results):
+    example = {**results["example"], "specialists": ["legal", "code"], "coefficients": [0.5, 0.1], "weights": [[0.6] * 4, [0.1] * 4]}
+    example |= {"losses": {"legal": 4.321, "code": 5.0, "generalist": 4.5}, "generalist": 0.3, "scale": 1.3, "entropy": 1.2}
+    text = report_html({**results, "example": example})
+    assert "Who weighs how much at which node" not in text  # the same everywhere: nothing to draw
+    part = text[text.index("One query's mixture") :]
+    assert re.search(r"<td>generalist</td><td></td><td>4\.500</td><td>30", part)
+    assert re.search(r"<td>legal</td><td>0\.500</td><td>4\.321</td><td>60", part)
+    assert "times 1.30" in part

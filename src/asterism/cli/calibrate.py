@@ -12,7 +12,7 @@ from asterism.cli.places import CONSTELLATION, open_both
 from asterism.evaluate.settings import EvaluationSettings
 
 
-@command(EvaluationSettings, omit=("protocols", "ensembles", "example", "scale", "paper_layers"))
+@command(EvaluationSettings, omit=("protocols", "ensembles", "example", "scale", "paper_layers", "refine"))
 def app(
     library: LIBRARY,
     data: Annotated[

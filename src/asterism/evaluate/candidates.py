@@ -49,16 +49,17 @@ class Static:
 
 
 def composed_candidates(library: Library, constellation: Constellation, settings: EvaluationSettings) -> list[Composed]:
-    """The default, refined, its fast mode and weights per node; the paper's composition and its contrasts: joint normalisation,
-    specialist space, random mixtures."""
+    """The default, refined where asked, its fast mode and weights per node; the paper's composition and its contrasts: joint
+    normalisation, specialist space, random mixtures."""
     k = min(settings.top_k, len(library.names))
     blocks = min(settings.paper_layers, library.anatomy.n_blocks)
     shared = constellation.settings
     paper_index = constellation.with_settings(IndexSettings.paper(layer=shared.layer, max_length=shared.max_length))
     two_stage, last = MixtureSettings.paper(top_k=k), CompositionSettings.paper(layers=blocks)
+    further = Composed(REFINED, CompositionSettings(), MixtureSettings(top_k=k), constellation, refine=settings.refine)
     return [
         Composed(DEFAULT, CompositionSettings(), MixtureSettings(top_k=k), constellation),
-        Composed(REFINED, CompositionSettings(), MixtureSettings(top_k=k), constellation, refine=1),
+        *([further] if settings.refine else []),
         Composed(FAST, CompositionSettings(), MixtureSettings(top_k=k, mode="fast"), constellation),
         Composed(NODES, CompositionSettings(), two_stage, constellation),
         Composed(PAPER, last, two_stage, paper_index),

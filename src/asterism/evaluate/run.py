@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,8 @@ def _example(
         "specialists": list(mixture.specialists),
         "coefficients": mixture.coefficients.tolist(),
         "weights": mixture.weights.tolist(),
+        "losses": {name or "generalist": loss for name, loss in mixture.losses.items() if isfinite(loss)},
         "generalist": mixture.generalist,
+        "scale": mixture.scale,
         "entropy": mixture.entropy,
     }

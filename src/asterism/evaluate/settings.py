@@ -30,6 +30,8 @@ class EvaluationSettings(Settings):
     """Scales of the task-arithmetic baseline; `task_arithmetic` in the tables is the best of them by mean loss."""
     ensembles: bool = True
     """Also score the two logit ensembles (N forward passes a probe, N times the logits in memory)."""
+    refine: int = Field(default=0, ge=0)
+    """Gradient steps of the candidate `refined`; 0 leaves it out (a step costs about three forward passes a probe)."""
     execution: Literal["auto", "mixed", "materialised"] = "auto"
     """How compositions run: many mixtures in one batch, one built model a probe, or the cheaper by the cost model."""
     max_tokens: int = Field(default=1024, ge=1)

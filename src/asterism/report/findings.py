@@ -14,6 +14,9 @@ KEYS = (*KEYS, "collinearity", "mixtures", "probes", "example")
 
 LABELS = {
     "default": "composition (default)",
+    "refined": "composition (refined)",
+    "fast": "composition (fast)",
+    "nodes": "composition (per node)",
     "paper": "composition (paper)",
     "generalist": "generalist",
     "best_single": "best single (oracle)",

@@ -16,6 +16,8 @@ MOST_POINTS = 1500
 """Probes drawn in the scatter, at most; of more, every n-th."""
 MOST_NAMES = 12
 """Groups named in the scatter, at most; more are drawn alike."""
+EVEN = 1e-6
+"""Spread of a specialist's weights over the nodes below which there is nothing to draw."""
 LONGEST_EXAMPLE = 600
 """Characters of the example query that are shown."""
 
@@ -171,16 +173,22 @@ def _example(results: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     import math
 
-    text, weights = " ".join(found["text"].split()), found["weights"]
+    text, weights, losses = " ".join(found["text"].split()), found["weights"], found.get("losses", {})
     shares = [100 * sum(row) / len(row) for row in weights]
+    rows = list(zip(found["specialists"], found["coefficients"], map(losses.get, found["specialists"]), shares, strict=True))
+    generalist = found.get("generalist", 0.0)
+    if losses or generalist:
+        rows.append(("generalist", None, losses.get("generalist"), 100 * generalist))
+    even = all(max(row) - min(row) < EVEN for row in weights)
     return {
         "text": text if len(text) <= LONGEST_EXAMPLE else text[:LONGEST_EXAMPLE].rsplit(" ", 1)[0] + " …",
         "group": found.get("group", ""),
-        "rows": sorted(zip(found["specialists"], found["coefficients"], shares, strict=True), key=lambda row: -row[2]),
+        "rows": sorted(rows, key=lambda row: -row[3]),
+        "scale": found.get("scale", 1.0),
         "entropy": found["entropy"],
-        "most": math.log2(len(weights)),
+        "most": math.log2(len(rows)),
         "nodes": len(weights[0]),
-        "svg": figures.mixture_nodes(found["specialists"], weights),
+        "svg": "" if even else figures.mixture_nodes(found["specialists"], weights),
     }
 
 
