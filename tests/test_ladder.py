@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import product
 from dataclasses import replace
 from math import nan
 from pathlib import Path
@@ -296,3 +297,13 @@ def test_results_are_compact_and_rounded(tmp_path):
     text = Path(tmp_path / "r.json").read_text("utf-8")
     assert json.loads(text) == {"a": [{"x": 0.333333}, {"x": 3.33333e-10}], "b": {"c": 2}, "d": []}
     assert len(text.splitlines()) == 8
+
+
+def test_general_text_is_held_against_the_generalist(climbed):
+    rows = climbed.results["general"]
+    assert {(row["candidate"], row["protocol"]) for row in rows} == set(product(("default", "fast"), ("whole", "continuation")))
+    for row in rows:
+        assert row["excess"] == pytest.approx(row["loss"] - row["generalist_loss"], abs=1e-4)
+        assert row["low"] <= row["excess"] <= row["high"]
+        assert row["met"] == (row["high"] <= 0.01)
+    assert {row["seed"] for row in rows} == {42, 43, "all"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from asterism.core.corpus import GENERAL
 from asterism.core.progress import track
 from asterism.core.statistics import bootstrap_mean, wilson
 from asterism.core.storage import digest_of, read_json, replacing, write_json
@@ -18,6 +19,7 @@ from asterism.evaluate.tables import tables
 from asterism.models.anatomy import anatomy_of, skeleton
 from asterism.models.loading import read_config
 from experiments.constellation.advice import advice_rows, summary
+from experiments.constellation.general import general_rows
 from experiments.constellation.ladder import EVALUATION, FACTS, SWEPT, divergence, place, steps_done
 from experiments.constellation.models import GENERALIST
 from experiments.constellation.rung import DOMAINS, Rung
@@ -38,7 +40,19 @@ Row = dict[str, Any]
 def gather(ladder: Sequence[Rung], runs: Path, seeds: Sequence[int], scale: str, machine: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     """(results, rows) of the rungs that are finished for all `seeds`, and of those that diverged, which have no rows anywhere."""
     results: Row = {"format_version": FORMAT, "ladder": scale, "machine": dict(machine), "domains": list(DOMAINS), "seeds": list(seeds)}
-    sections = ("rungs", "table", "losses", "collinearity", "retrieval", "correlation", "mixtures", "diagnosis", "calibration", *SWEEPS)
+    sections = ("rungs", "table", "losses", "collinearity", "retrieval", "correlation", "mixtures", "diagnosis", "calibration", "general")
+    results |= {name: [] for name in (*sections, *SWEEPS)} | {"candidates": {}}
+        "table",
+        "losses",
+        "collinearity",
+        "retrieval",
+        "correlation",
+        "mixtures",
+        "diagnosis",
+        "calibration",
+        "general",
+        *SWEEPS,
+    )
     results |= {name: [] for name in sections} | {"candidates": {}}
     rows: list[Row] = []
     for rung in track(ladder, "gathering"):
@@ -118,6 +132,8 @@ def _take(results: Row, rung: Rung, folder: Path, seeds: Sequence[int]) -> list[
             results[name] += [where | entry for entry in evaluated[name]]
         for name, measured in read_json(place(folder, seed) / FACTS).items():
             results[name].append(where | measured)
+    told = {seed: read_json(place(folder, seed) / SWEPT / GENERAL / "losses.json")["losses"] for seed in seeds}
+    results["general"] += general_rows(rung.name, told)
     for name in SWEEPS:
         points = {seed: read_json(place(folder, seed) / SWEPT / f"{name}.json")["points"] for seed in seeds if name in due(seed, seeds)}
         compared, raw = swept(name, points, rows, rung.name)

@@ -22,6 +22,7 @@ from asterism.evaluate.settings import EvaluationSettings
 from asterism.models.library import Library
 from experiments.constellation import models
 from experiments.constellation.bench import Bench
+from experiments.constellation.general import general_losses
 from experiments.constellation.rung import DOMAINS, Rung
 from experiments.constellation.sweeps import Case, due, sweep
 
@@ -75,6 +76,8 @@ def one_seed(rung: Rung, corpus: Corpus, test: Bench, validation: Bench, seeds: 
     case = Case(rung, settings.seed, corpus, constellation, test, validation)
     for name in due(settings.seed, seeds):
         sweep(name, case, library.root / SWEPT)
+    # the same texts for every seed, as the other probes
+    general_losses(library, constellation, corpus, settings.changed(seed=TESTED.seed), library.root / SWEPT / GENERAL)
 
 
 def indexed(library: Library, probes: Mapping[str, Sequence[str]], validation: Bench) -> Constellation:
@@ -154,7 +157,7 @@ def steps_done(rung: Rung, folder: Path, seeds: Sequence[int]) -> dict[str, bool
     for seed in seeds:
         own = place(folder, seed)
         files = {"specialists": "library.json", "index": FACTS, "evaluation": f"{EVALUATION}/{MADE_FROM}"}
-        files |= {name: f"{SWEPT}/{name}.json" for name in due(seed, seeds)}
+        files |= {name: f"{SWEPT}/{name}.json" for name in due(seed, seeds)} | {GENERAL: f"{SWEPT}/{GENERAL}/losses.json"}
         done |= {f"seed {seed}: {part}": (own / file).exists() for part, file in files.items()}
     return done
 
