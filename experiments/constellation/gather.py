@@ -42,18 +42,6 @@ def gather(ladder: Sequence[Rung], runs: Path, seeds: Sequence[int], scale: str,
     results: Row = {"format_version": FORMAT, "ladder": scale, "machine": dict(machine), "domains": list(DOMAINS), "seeds": list(seeds)}
     sections = ("rungs", "table", "losses", "collinearity", "retrieval", "correlation", "mixtures", "diagnosis", "calibration", "general")
     results |= {name: [] for name in (*sections, *SWEEPS)} | {"candidates": {}}
-        "table",
-        "losses",
-        "collinearity",
-        "retrieval",
-        "correlation",
-        "mixtures",
-        "diagnosis",
-        "calibration",
-        "general",
-        *SWEEPS,
-    )
-    results |= {name: [] for name in sections} | {"candidates": {}}
     rows: list[Row] = []
     for rung in track(ladder, "gathering"):
         folder = runs / rung.name
