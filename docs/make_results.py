@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "results.md"
-EXPERIMENT = ROOT / "experiments" / "compose"
-CANDIDATES = ("default", "paper", "joint", "specialist_space", "random", "uniform", "task_arithmetic", "ensemble_uniform", "ensemble")
-CANDIDATES += ("routed_coefficient", "routed_activation", "best_single", "generalist")
-RIVALS = ("generalist", "task_arithmetic", "best_single", "ensemble")
-TITLES = {
-    ("cross", "whole"): "Cross-domain probes, whole", ("cross", "continuation"): "Cross-domain probes, continuation",
-    ("single", "whole"): "Single-domain probes, whole", ("single", "continuation"): "Single-domain probes, continuation",
-}  # fmt: skip
+PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "images" / "who-wins.svg"
+EXPERIMENT = ROOT / "experiments" / "constellation"
+BENCHMARKS = ROOT / "benchmarks" / "results.json"
+sys.path.insert(0, str(ROOT))  # experiments/ is no installed package
+
+from asterism.constellation.calibration import Calibration  # noqa: E402
+from asterism.constellation.settings import MixtureSettings  # noqa: E402
+from asterism.core.statistics import wilson  # noqa: E402
+from asterism.report.figures import win_bars  # noqa: E402
+from asterism.report.findings import LABELS  # noqa: E402
+from experiments.constellation import summaries, targets  # noqa: E402
+from experiments.constellation.advice import CLOSE  # noqa: E402
+from experiments.constellation.analysis import Table  # noqa: E402
+from experiments.constellation.view import View  # noqa: E402
+
 LIMITS = {
     "copy_ratio_fp32": "at least 0.9", "copy_ratio_bf16": "at least 0.9", "naive_speedup_fp32": "at least 8",
     "naive_speedup_bf16": "at least 8",
@@ -25,9 +32,9 @@ LIMITS = {
 }  # fmt: skip
 HEAD = """# What was measured
 
-Written by `docs/make_results.py` from `experiments/compose/results.json`, `experiments/compose/choose.json` and
-`benchmarks/results.json`; `make check` holds it in step. Nothing here was typed by hand. [experiments/LOG.md](../experiments/LOG.md)
-says what was tried and what failed.
+Written by `docs/make_results.py` from `results.json`, `ideas.json` and `updating.json` of `experiments/constellation` and from
+`benchmarks/results.json`; `make check` holds it in step, and a part whose JSON has not been made yet is left out. No figure here was
+typed by hand. [experiments/LOG.md](../experiments/LOG.md) says what was tried and what failed.
 """
 
 
@@ -42,75 +49,144 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def quality(results: dict[str, Any]) -> list[str]:
-    """The experiment on real text: losses and win rates over all seeds."""
-    seed = "all" if len(results["seeds"]) > 1 else results["seeds"][0]
-    losses = {(r["protocol"], r["task"], r["candidate"]): r for r in results["losses"] if (r["seed"], r["group"]) == (seed, "all")}
-    wins = {(r["protocol"], r["task"], r["candidate"], r["rival"]): r for r in results["table"] if (r["seed"], r["group"]) == (seed, "all")}
-    parts = [
-        "## Composition on real text\n",
-        "`python -m experiments.compose --data ../shared/data --data CODE`: a GPT-2 shape of 4.3 M parameters",
-        f"trained from nothing, four specialists a seed (seeds {', '.join(map(str, results['seeds']))}), the same probes for every seed.",
-        "Loss in nats a token, win rate = share of probes with lower loss; 95 % intervals (bootstrap; Wilson), each probe counted once.\n",
+def markdown(made: Table, level: int = 3) -> list[str]:
+    """A table with its heading and note; nothing where it is empty."""
+    if not made.rows or made.empty:
+        return []
+    rows = [["–" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in made.rows]
+    note = [f"{made.note}\n"] if made.note else []
+    return [f"{'#' * level} {made.title}\n", *note, table(list(made.columns), rows)]
+
+
+def ladder(results: Mapping[str, Any]) -> list[str]:
+    """Everything that the ladder measured."""
+    view = View(results)
+    return [*measured_on(view), *held(view), *everyone(view), *geometry(view), *calibrated(view), *advice(view), *sizes(view)]
+
+
+def measured_on(view: View) -> list[str]:
+    """The rungs and how they were measured."""
+    rows = [
+        [r["name"], r["family"], f"{r['parameters']:,}", f"{r['blocks']} x {r['hidden']}", targets.mixed(view, r["name"]) or "–"]
+        for r in view.rungs
     ]
-    for (task, protocol), title in TITLES.items():
-        rows = []
-        for name in CANDIDATES:
-            loss = losses.get((protocol, task, name))
-            if loss:
-                told = [share(wins.get((protocol, task, name, rival))) for rival in RIVALS]
-                rows.append([f"`{name}`", f"{loss['loss']:.3f} ({loss['low']:.3f} to {loss['high']:.3f})", *told])
-        if rows:
-            n = losses[protocol, task, "generalist"]["n"]
-            parts += [f"### {title} (n = {n})\n", table(["candidate", "mean loss", *(f"> {rival}" for rival in RIVALS)], rows)]
-    parts += ["What each candidate is:\n", "\n".join(f"- `{name}`: {line}" for name, line in results["candidates"].items()) + "\n"]
-    return parts + geometry(results)
-
-
-def share(row: dict[str, Any] | None) -> str:
-    """A win rate with its interval."""
-    return f"{row['rate']:.0%} ({row['low']:.0%} to {row['high']:.0%})" if row else "-"
-
-
-def geometry(results: dict[str, Any]) -> list[str]:
-    """Collinearity, retrieval, correlation, sparsity, and who leads."""
-    names = results["domains"]
-    cosines = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, results["collinearity"]["raw"], strict=True)]
-    seen = [
-        [str(r["seed"]), r["space"], f"{r['top1']:.0%} ({r['top1_low']:.0%} to {r['top1_high']:.0%})", f"{r['top3']:.0%}"]
-        for r in results["retrieval"]
-    ]
-    facts = [
-        [m["candidate"], m["task"], f"{m['entropy']:.2f}", f"{m['gini']:.2f}", ", ".join(f"{k} {v:.0%}" for k, v in m["first"].items())]
-        for m in results["mixtures"]
-        if m["group"] == "all"
-    ]
-    related = ", ".join(f"{c['r']:.2f} ({c['low']:.2f} to {c['high']:.2f})" for c in results["correlation"])
+    rows += [[r["name"], r["family"], "–", "–", f"left out, training diverged: {r['diverged']}"] for r in view.diverged]
+    machine = ", ".join(f"{key} {value}" for key, value in view.results.get("machine", {}).items())
     return [
-        f"### Geometry\n\nCosines of the domains' centroids (seed {results['seeds'][0]}; mean {results['collinearity']['mean']:.3f}):\n",
-        table(["", *names], cosines),
-        "Retrieval: is a single-domain probe's own specialist first, or among the first three?\n",
-        table(["seed", "space", "top 1", "top 3"], seen),
-        "Mixtures (protocol whole): mean entropy in bits, Gini of the coefficients, and which specialist weighs most on how many probes:\n",
-        table(["candidate", "task", "entropy", "Gini", "weighs most"], facts),
-        f"Pearson correlation of coefficient x activation norm with the specialist's perplexity, a seed each: {related}.\n",
+        "## The ladder\n",
+        f"`python -m experiments.constellation`, `{view.results.get('ladder', '')}` ladder: at every rung a generalist trained from",
+        f"nothing and {len(view.domains)} specialists ({', '.join(view.domains)}) a seed (seeds {', '.join(map(str, view.seeds))}), the",
+        f"same test probes everywhere ({machine}).",
+        "Win rate: share of probes with the lower loss, ties half, 95 % Wilson interval; loss in nats a token; over seeds a probe counts",
+        "once. `whole`: the mixture is made from the very text that is scored, as the paper does it; `continuation`: from its first half,",
+        "scored on the second. What the paper claims is held against these figures in [claims.md](claims.md).\n",
+        table(["rung", "family", "parameters", "blocks x width", "mixed by the default"], rows),
     ]
 
 
-def choice(made: dict[str, Any]) -> list[str]:
-    """How the default was chosen."""
-    keys = ["whole/single", "whole/cross", "continuation/single", "continuation/cross", "mean"]
-    rows = []
-    for entry in made["tried"]:
-        what = ", ".join(f"{k} {v}" for k, v in entry.items() if k != "knob" and k not in keys)
-        rows.append([entry["knob"], what, *(f"{entry[key]:.3f}" for key in keys)])
-    rows += [["rival", name, *(f"{entry[key]:.3f}" for key in keys)] for name, entry in made["rivals"].items()]
-    chosen = ", ".join(f"{k} {v}" for k, v in made["chosen"].items())
+def held(view: View) -> list[str]:
+    """The default against the numbers asked of it."""
+    made = targets.target_tables(view)
+    if not made:
+        return []
+    counted = ", ".join(f"{outcome} {count}" for outcome, count in targets.kept(view).items())
+    costs = targets.passes(len(view.domains))
+    reading = [[f"`{row['candidate']}`", *(str(row[key]) for key in ("reading", "query", "token"))] for row in costs]
+    return [
+        "## The default against its targets\n",
+        "What was asked of the default on test probes. A win rate is `met` where its interval's lower end reaches the number; where so",
+        "few probes allow no such lower end even at 100 %, the rate itself must reach it (`as far as n allows`); else it is `missed`. The",
+        f"mean loss is asked to be at or below the logit ensemble's. Rung by rung: {counted}.",
+        f"`{targets.POOLED}`: the same probes are asked at every rung, so a probe's wins are averaged over rungs and it counts once.\n",
+        *(part for each in made for part in markdown(each)),
+        *markdown(summaries.general(view)),
+        "Passes of one model that a query and a generated token cost:\n",
+        table(["candidate", "reads the query", "passes a query", "passes a token"], reading),
+        *markdown(summaries.layers(view)),
+    ]
+
+
+def everyone(view: View) -> list[str]:
+    """All candidates, compactly."""
+    made = [part for task, protocol in summaries.CELLS for part in markdown(summaries.everyone(view, task, protocol))]
+    if not made:
+        return []
+    sizes = [row["n"] for row in view.rows("losses", group="all")]
+    widest = 100 * (0.5 - wilson(min(sizes) / 2, min(sizes))[1])
+    lines = view.results.get("candidates", {}).get(view.names[0], {})
+    return [
+        "## Everyone\n",
+        "Mean loss; per cent of the probes won against generalist / best task arithmetic / best single specialist (oracle); lowest mean",
+        f"loss first. An interval reaches at most {widest:.0f} points to either side; `results.json` and the ladder's report have all of",
+        "them.\n",
+        *made,
+        f"What each candidate is, at {view.names[0]}:\n",
+        "\n".join(f"- `{name}`: {line}" for name, line in lines.items()) + "\n",
+    ]
+
+
+def geometry(view: View) -> list[str]:
+    """Collinearity, retrieval, spread."""
+    made = [part for each in summaries.geometry(view) for part in markdown(each)]
+    return ["## Geometry\n", *made] if made else []
+
+
+def calibrated(view: View) -> list[str]:
+    """The numbers that were fitted."""
+    return markdown(summaries.calibration(view), 2)
+
+
+def advice(view: View) -> list[str]:
+    """Whether `diagnose` was right."""
+    made = markdown(summaries.advisers(view), 2)
+    if not made:
+        return []
+    return [
+        made[0],
+        f"Right: the way advised loses at most {CLOSE:g} nats a token more than the best way, on the mean over both tasks and protocols of",
+        "the test probes. `measured`: what `diagnose` says of a calibrated index; `geometry`: what it says by collinearity and retrieval",
+        "alone; beside them, always composing and always merging by task arithmetic or the uniform average.\n",
+        *made[1:],
+        *markdown(summaries.advice(view)),
+    ]
+
+
+def sizes(view: View) -> list[str]:
+    """Library size."""
+    made = markdown(summaries.sizes(view), 2)
+    if not made:
+        return []
+    return [
+        made[0],
+        "`python -m experiments.constellation.sizes`: the domains are divided further; libraries are nested, and each is calibrated for",
+        "itself. Cross-domain probes, whole; losses in nats a token; seconds a query are medians with the models loaded.\n",
+        *made[1:],
+    ]
+
+
+def choice(made: Mapping[str, Any]) -> list[str]:
+    """How the default was chosen: the ideas side by side."""
+    found, plain = markdown(summaries.ideas(made["rows"])), Calibration()
     return [
         "## How the default was chosen\n",
-        f"`python -m experiments.compose.choose`: mean loss on {made['probes']} validation probes (held-out texts that the test draw",
-        f"left over), one knob after another, the first seed's specialists. Chosen: {chosen}.\n",
-        table(["knob", "variant", *keys], rows),
+        f"`python -m experiments.constellation.ideas`: {made['probes']} validation probes, which no table above scores, first seed of each",
+        "rung. Mean loss in nats a token over both tasks and protocols (in brackets: cross-domain probes, whole, won against the best",
+        "single specialist). `cost`: forward passes of one model to read a query, a backward pass counted as two. Unless its name says",
+        f"otherwise an idea has temperature {plain.temperature:g}, delta scale {plain.scale:g}, prior {plain.prior:g}, the generalist",
+        f"among the candidates, K = {MixtureSettings().top_k}, and mixes all parameters.\n",
+        *found[1:],
+    ]
+
+
+def renewed(made: Mapping[str, Any]) -> list[str]:
+    """Whether the mixture should follow the text."""
+    found = markdown(summaries.updating(made["rows"]), 3)
+    return [
+        found[0],
+        f"`python -m experiments.constellation.updating`: the mixture of the first {made['read']} tokens is kept, or made again after",
+        "every so many; nats a token gained over keeping it, on the rest of validation probes (95 % bootstrap interval). `kept`: keys and",
+        "values of older mixtures stay; `rebuilt`: they are computed anew.\n",
+        *found[1:],
     ]
 
 
@@ -129,19 +205,46 @@ def speed(kept: list[dict[str, Any]]) -> list[str]:
 def page() -> str:
     """The whole page."""
     parts = [HEAD]
-    for path, told in (
-        (EXPERIMENT / "results.json", quality),
-        (EXPERIMENT / "choose.json", choice),
-        (ROOT / "benchmarks" / "results.json", speed),
-    ):
+    sources: tuple[tuple[Path, Callable[[Any], list[str]]], ...] = (
+        (EXPERIMENT / "results.json", ladder),
+        (EXPERIMENT / "ideas.json", choice),
+        (EXPERIMENT / "updating.json", renewed),
+        (BENCHMARKS, speed),
+    )
+    for path, told in sources:
         made = read(path)
         if made is not None:
             parts += told(made)
     return "\n".join(parts)
 
 
+def picture(view: View) -> str:
+    """The default and the paper's composition against each rival, cross-domain probes by continuation, at the largest rung."""
+    largest = max(view.rungs, key=lambda rung: rung["parameters"])["name"]
+    rivals = (*summaries.RIVALS, "ensemble")
+    found = {
+        candidate: {rival: rate for rival in rivals if (rate := view.win(largest, candidate, rival, "cross", "continuation"))}
+        for candidate in ("default", "paper")
+    }
+    n = max(rate.n for rates in found.values() for rate in rates.values())
+    return win_bars({LABELS[c]: [(LABELS[r], m.value, m.low, m.high) for r, m in rates.items()] for c, rates in found.items()}, n)
+
+
+def files() -> dict[Path, str]:
+    """Everything that is made here: the page, and the picture where the ladder has been measured."""
+    results = read(EXPERIMENT / "results.json")
+    drawn = {PICTURE: picture(View(results))} if results and View(results).rows("table") else {}
+    return {PAGE: page(), **drawn}
+
+
+def main() -> None:
+    """Write the page and the picture, or with --check say that they are not in step."""
+    for path, text in files().items():
+        if "--check" not in sys.argv:
+            path.write_text(text, "utf-8")
+        elif not path.exists() or path.read_text("utf-8") != text:
+            sys.exit(f"docs/{path.name} is not in step with the JSON: run `python docs/make_results.py`")
+
+
 if __name__ == "__main__":
-    if "--check" not in sys.argv:
-        PAGE.write_text(page(), "utf-8")
-    elif not PAGE.exists() or PAGE.read_text("utf-8") != page():
-        sys.exit("docs/results.md is not in step with the JSON: run `python docs/make_results.py`")
+    main()
