@@ -35,8 +35,8 @@ def advice_rows(losses: Sequence[Mapping[str, Any]], diagnoses: Sequence[Mapping
         ways = way_losses([row for row in losses if (row["scale"], row["seed"]) == (told["scale"], told["seed"])])
         if not ways:
             continue
-        best = min(ways, key=ways.__getitem__)
-        advisers = {"measured": told["advice"], "geometry": told["geometry"], "always compose": "compose", "always merge": "merge"}
+        best = min(ways, key=lambda way: ways[way])
+        advisers: dict[str, str] = {"measured": told["advice"], "geometry": told["geometry"], "always compose": "compose", "always merge": "merge"}
         right = {name: ways[SAID.get(advice, advice)] <= ways[best] + CLOSE for name, advice in advisers.items()}
         rows.append({"scale": told["scale"], "seed": told["seed"], **advisers, "best": best, "losses": ways, "right": right})
     return rows

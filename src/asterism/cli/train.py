@@ -47,9 +47,15 @@ def app(
         if start:
             model, tokenizer = pretrained(start)
         else:
-            positions = max(512, settings.max_length)
-            sizes = dict(hidden=hidden, blocks=blocks, vocabulary=vocabulary, positions=positions)
-            model, tokenizer = from_nothing(texts, shape, seed=settings.seed, **sizes)
+            model, tokenizer = from_nothing(
+                texts,
+                shape,
+                hidden=hidden,
+                blocks=blocks,
+                vocabulary=vocabulary,
+                positions=max(512, settings.max_length),
+                seed=settings.seed,
+            )
         out = train(model, tokenizer, texts, library / name, settings, device=given.device)
         _register_generalist(library)
     else:

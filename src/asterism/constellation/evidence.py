@@ -68,7 +68,7 @@ def evidence_mixtures(
     shares = posterior(_with_generalist(calibration.prior * z, calibration.generalist), losses, calibration.temperature)
     shares = _noisy(shares, settings, index, texts)
     return [
-        _mixture([names[i] for i in places], shares[row], kept[row], calibration.scale, nodes, losses[row].tolist())
+        _mixture([names[int(i)] for i in places], shares[row], kept[row], calibration.scale, nodes, losses[row].tolist())
         for row, places in enumerate(chosen.tolist())
     ]
 
@@ -89,7 +89,7 @@ def fast_mixtures(
     shares = posterior(_with_generalist(calibration.fast_prior * z, calibration.fast_generalist))
     shares = _noisy(shares, settings, index, texts)
     return [
-        _mixture([names[i] for i in places], shares[row], kept[row], calibration.fast_scale, nodes)
+        _mixture([names[int(i)] for i in places], shares[row], kept[row], calibration.fast_scale, nodes)
         for row, places in enumerate(chosen.tolist())
     ]
 

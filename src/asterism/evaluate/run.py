@@ -96,7 +96,7 @@ def evaluate(
         for protocol in settings.protocols:
             mixtures = mixtures_of(candidate, reading, protocol, settings.seed, space, read[protocol])
 
-            def score(candidate=candidate, mixtures=mixtures, protocol=protocol) -> dict[str, Tensor]:
+            def score(candidate=candidate, mixtures=mixtures, protocol: Protocol = protocol) -> dict[str, Tensor]:
                 final = refine(composer(candidate), candidate, mixtures, tokens, protocol) if candidate.refine else mixtures
                 return {"loss": score_composed(composer(candidate), candidate, final, score_batches, protocol, settings)}
 
