@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import product
 from dataclasses import replace
+from itertools import product
 from math import nan
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from asterism.core.statistics import wilson
 from asterism.demo.corpus import write_corpus
 from asterism.evaluate import calibrate
 from asterism.evaluate.settings import EvaluationSettings
+from asterism.models.library import Library
 from experiments.constellation import __main__ as entry
 from experiments.constellation import bench, gather, ladder, models, rung, sweeps
 from tests import tiny
@@ -307,3 +308,18 @@ def test_general_text_is_held_against_the_generalist(climbed):
         assert row["low"] <= row["excess"] <= row["high"]
         assert row["met"] == (row["high"] <= 0.01)
     assert {row["seed"] for row in rows} == {42, 43, "all"}
+
+
+def test_where_the_change_sits_adds_up(climbed):
+    rows = [row for row in climbed.results["changes"] if row["seed"] == 42]
+    assert {row["part"] for row in rows} == {"embedding", "first half of the blocks", "second half of the blocks", "final_norm"}
+    assert sum(row["share"] for row in rows) == pytest.approx(1, abs=1e-4)
+    assert sum(row["parameters"] for row in rows) == pytest.approx(1, abs=1e-4)
+    library = Library.open(climbed.runs / "sound" / "seed-42")
+    relative = 0.0
+    for name in library.names:
+        model, before = library.model(name), [library.tensor(f"transformer.ln_f.{part}") for part in ("weight", "bias")]
+        after = [model.get_parameter(f"transformer.ln_f.{part}") for part in ("weight", "bias")]
+        deltas = [float((a - b).double().square().sum()) for a, b in zip(after, before, strict=True)]
+        relative += (sum(deltas) / float(sum(b.double().square().sum() for b in before))) ** 0.5 / len(library.names)
+    assert next(row for row in rows if row["part"] == "final_norm")["relative"] == pytest.approx(relative, rel=1e-4)

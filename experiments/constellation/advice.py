@@ -36,7 +36,8 @@ def advice_rows(losses: Sequence[Mapping[str, Any]], diagnoses: Sequence[Mapping
         if not ways:
             continue
         best = min(ways, key=lambda way: ways[way])
-        advisers: dict[str, str] = {"measured": told["advice"], "geometry": told["geometry"], "always compose": "compose", "always merge": "merge"}
+        advisers: dict[str, str] = {"measured": told["advice"], "geometry": told["geometry"]}
+        advisers |= {"always compose": "compose", "always merge": "merge"}
         right = {name: ways[SAID.get(advice, advice)] <= ways[best] + CLOSE for name, advice in advisers.items()}
         rows.append({"scale": told["scale"], "seed": told["seed"], **advisers, "best": best, "losses": ways, "right": right})
     return rows

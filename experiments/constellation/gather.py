@@ -40,8 +40,8 @@ Row = dict[str, Any]
 def gather(ladder: Sequence[Rung], runs: Path, seeds: Sequence[int], scale: str, machine: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     """(results, rows) of the rungs that are finished for all `seeds`, and of those that diverged, which have no rows anywhere."""
     results: Row = {"format_version": FORMAT, "ladder": scale, "machine": dict(machine), "domains": list(DOMAINS), "seeds": list(seeds)}
-    sections = ("rungs", "table", "losses", "collinearity", "retrieval", "correlation", "mixtures", "diagnosis", "calibration", "general")
-    results |= {name: [] for name in (*sections, *SWEEPS)} | {"candidates": {}}
+    sections = ("rungs", "table", "losses", "collinearity", "retrieval", "correlation", "mixtures", "diagnosis", "calibration")
+    results |= {name: [] for name in (*sections, "changes", "general", *SWEEPS)} | {"candidates": {}}
     rows: list[Row] = []
     for rung in track(ladder, "gathering"):
         folder = runs / rung.name
@@ -119,7 +119,7 @@ def _take(results: Row, rung: Rung, folder: Path, seeds: Sequence[int]) -> list[
         for name in ("retrieval", "correlation", "mixtures"):
             results[name] += [where | entry for entry in evaluated[name]]
         for name, measured in read_json(place(folder, seed) / FACTS).items():
-            results[name].append(where | measured)
+            results[name] += [where | row for row in (measured if isinstance(measured, list) else [measured])]
     told = {seed: read_json(place(folder, seed) / SWEPT / GENERAL / "losses.json")["losses"] for seed in seeds}
     results["general"] += general_rows(rung.name, told)
     for name in SWEEPS:

@@ -22,6 +22,7 @@ from asterism.evaluate.settings import EvaluationSettings
 from asterism.models.library import Library
 from experiments.constellation import models
 from experiments.constellation.bench import Bench
+from experiments.constellation.changes import change_shares
 from experiments.constellation.general import general_losses
 from experiments.constellation.rung import DOMAINS, Rung
 from experiments.constellation.sweeps import Case, due, sweep
@@ -110,6 +111,7 @@ def facts(bench: Bench, constellation: Constellation) -> dict:
             "paper_post_mean": theirs["post_mean"],
         },
         "diagnosis": diagnose(constellation).to_dict(),
+        "changes": change_shares(bench.library),
         "calibration": {"delta_scale": calibration.pop("scale"), **calibration},  # `scale` names the rung in every row
     }
 
