@@ -14,6 +14,7 @@ METRICS = {
     "startup": {"help_s", "import_s"},
     "compose": {"copy_ratio_fp32", "copy_ratio_bf16", "naive_speedup_fp32", "naive_speedup_bf16"},
     "fingerprint": {"forward_ratio"},
+    "mixture": {"prefill_ratio", "fast_ratio"},
     "index": {"coefficients_ms_1000", "open_50_s", "open_50_mb"},
     "evaluate": {"one_by_one_speedup"},
 }
