@@ -49,7 +49,7 @@ EVERYTHING = CompositionSettings(node_map="mean")
 EMBEDDINGS, BLOCKS = "embeddings, norm and head", "blocks"
 
 
-class Bench:
+class Workshop:
     """One library, read once, and the validation probes that every idea is scored on."""
 
     def __init__(self, library: Library, constellation: Constellation, probes: list[Probe], settings: EvaluationSettings) -> None:
@@ -100,7 +100,7 @@ class Bench:
         return [torch.stack(rows) for rows in found]
 
 
-Idea = Callable[[Bench, Protocol], list[Mixture]]
+Idea = Callable[[Workshop, Protocol], list[Mixture]]
 
 
 def ideas() -> Iterator[tuple[str, float, Idea, CompositionSettings | None]]:
@@ -108,7 +108,7 @@ def ideas() -> Iterator[tuple[str, float, Idea, CompositionSettings | None]]:
     plain, even = Calibration(), CompositionSettings(layers="all", node_map="tiled")
 
     def by(calibration: Calibration = plain, **changes: Any) -> Idea:
-        return lambda bench, protocol: bench.mixtures(protocol, calibration, **changes)
+        return lambda shop, protocol: shop.mixtures(protocol, calibration, **changes)
 
     yield "nodes: coefficient x activation", 4, by(mode="nodes"), even
     yield "fast: the prior alone", 1, by(mode="fast"), EVERYTHING
@@ -133,37 +133,37 @@ def ideas() -> Iterator[tuple[str, float, Idea, CompositionSettings | None]]:
     yield "fast, 1 gradient step", 4, descended(by(mode="fast"), 1), EVERYTHING
 
 
-def per_node(bench: Bench, protocol: Protocol) -> list[Mixture]:
+def per_node(shop: Workshop, protocol: Protocol) -> list[Mixture]:
     """Evidence's shares spread over the nodes by activation magnitude (Eq. 7 with the share for the coefficient)."""
     found = []
-    for row, mixture in enumerate(bench.mixtures(protocol, Calibration())):
-        signatures = torch.stack([bench.reading.specialists[name].signature[protocol][row] for name in mixture.specialists])
+    for row, mixture in enumerate(shop.mixtures(protocol, Calibration())):
+        signatures = torch.stack([shop.reading.specialists[name].signature[protocol][row] for name in mixture.specialists])
         raw = mixture.weights * signatures / signatures.mean(dim=0, keepdim=True).clamp_min(1e-9)
         weights = raw / (raw.sum(dim=0, keepdim=True) + mixture.generalist)
         found.append(replace(mixture, weights=weights, generalist=1 - float(weights.sum(dim=0).mean())))
     return found
 
 
-def by_em(bench: Bench, protocol: Protocol, steps: int = 20) -> list[Mixture]:
+def by_em(shop: Workshop, protocol: Protocol, steps: int = 20) -> list[Mixture]:
     """Weights that maximise the likelihood of the tokens under the mixture of all candidates' predictions."""
-    found, names = [], bench.library.names
-    for row, ids in enumerate(bench.tokens):
-        losses = bench.token_losses[row][:, : read_span(protocol, len(ids)).stop - 1]  # [N + 1, t]
+    found, names = [], shop.library.names
+    for row, ids in enumerate(shop.tokens):
+        losses = shop.token_losses[row][:, : read_span(protocol, len(ids)).stop - 1]  # [N + 1, t]
         shares = torch.full((len(losses),), 1 / len(losses))
         for _ in range(steps):
             shares = (shares.log()[:, None] - losses).softmax(dim=0).mean(dim=1)
         own = dict(zip(names, shares[:-1].tolist(), strict=True))
-        found.append(Mixture.fixed(own, bench.library.anatomy.hidden_size, generalist=float(shares[-1]), scale=Calibration().scale))
+        found.append(Mixture.fixed(own, shop.library.anatomy.hidden_size, generalist=float(shares[-1]), scale=Calibration().scale))
     return found
 
 
 def scaled(where: str, factor: float) -> Idea:
     """Evidence with another scale on the blocks, or on everything else."""
 
-    def mixtures(bench: Bench, protocol: Protocol) -> list[Mixture]:
-        anatomy, found = bench.library.anatomy, []
+    def mixtures(shop: Workshop, protocol: Protocol) -> list[Mixture]:
+        anatomy, found = shop.library.anatomy, []
         sizes = {anatomy.module_of(name): anatomy.output_size(name) for name in anatomy.shapes if anatomy.block_of(name) is not None}
-        for mixture in bench.mixtures(protocol, Calibration()):
+        for mixture in shop.mixtures(protocol, Calibration()):
             inner, outer = (factor, 1.0) if where == BLOCKS else (1.0, factor)
             share = mixture.weights[:, :1]
             modules = {path: (inner * share).expand(-1, out) for path, out in sizes.items()}
@@ -176,32 +176,30 @@ def scaled(where: str, factor: float) -> Idea:
 def descended(start: Idea, steps: int) -> Idea:
     """A mixture refined by gradient steps on the query."""
 
-    def mixtures(bench: Bench, protocol: Protocol) -> list[Mixture]:
-        first = start(bench, protocol)
-        return [refined(bench.composer, m, bench.read_ids(row, protocol), steps=steps) for row, m in enumerate(first)]
+    def mixtures(shop: Workshop, protocol: Protocol) -> list[Mixture]:
+        first = start(shop, protocol)
+        return [refined(shop.composer, m, shop.read_ids(row, protocol), steps=steps) for row, m in enumerate(first)]
 
     return mixtures
 
 
-def rows_of(bench: Bench, scale: str) -> Iterator[dict[str, Any]]:
+def rows_of(shop: Workshop, scale: str) -> Iterator[dict[str, Any]]:
     """One row an idea and rival: mean loss by protocol and task, and win rates against generalist, task arithmetic and best single."""
-    rivals = _rivals(bench)
+    rivals = _rivals(shop)
     everyone = list(ideas())
     with counting(f"{scale}: ideas", len(everyone)) as advance:
         for name, cost, idea, composition in everyone:
-            composition = composition or EVERYTHING.changed(layers=bench.library.anatomy.n_blocks)
-            losses = bench.losses({protocol: idea(bench, protocol) for protocol in bench.settings.protocols}, composition)
-            yield {"scale": scale, "idea": name, "cost": cost, **_told(bench, losses, rivals)}
+            composition = composition or EVERYTHING.changed(layers=shop.library.anatomy.n_blocks)
+            losses = shop.losses({protocol: idea(shop, protocol) for protocol in shop.settings.protocols}, composition)
+            yield {"scale": scale, "idea": name, "cost": cost, **_told(shop, losses, rivals)}
             advance(1)
     for name, losses in rivals.items():
-        yield {"scale": scale, "idea": name, "cost": None, **_told(bench, losses, {})}
+        yield {"scale": scale, "idea": name, "cost": None, **_told(shop, losses, {})}
 
 
-def _rivals(bench: Bench) -> dict[str, dict[Protocol, Tensor]]:
-    protocols, reading = bench.settings.protocols, bench.reading
-    merges = [
-        score_static(bench.library, c, bench.batches, len(bench.probes)).loss for c in static_candidates(bench.library, bench.settings)
-    ]
+def _rivals(shop: Workshop) -> dict[str, dict[Protocol, Tensor]]:
+    protocols, reading = shop.settings.protocols, shop.reading
+    merges = [score_static(shop.library, c, shop.batches, len(shop.probes)).loss for c in static_candidates(shop.library, shop.settings)]
     return {
         "generalist": {p: reading.generalist.loss[p] for p in protocols},
         "task arithmetic": {p: min((m[p] for m in merges), key=lambda loss: float(loss.mean())) for p in protocols},
@@ -210,8 +208,8 @@ def _rivals(bench: Bench) -> dict[str, dict[Protocol, Tensor]]:
     }
 
 
-def _told(bench: Bench, losses: dict[Protocol, Tensor], rivals: dict[str, dict[Protocol, Tensor]]) -> dict[str, Any]:
-    cross, told, means = torch.tensor([probe.is_cross for probe in bench.probes]), {}, []
+def _told(shop: Workshop, losses: dict[Protocol, Tensor], rivals: dict[str, dict[Protocol, Tensor]]) -> dict[str, Any]:
+    cross, told, means = torch.tensor([probe.is_cross for probe in shop.probes]), {}, []
     for protocol, values in losses.items():
         for task, mask in (("cross", cross), ("single", ~cross)):
             key = f"{protocol}/{task}"
@@ -223,13 +221,13 @@ def _told(bench: Bench, losses: dict[Protocol, Tensor], rivals: dict[str, dict[P
     return {"mean": round(sum(means) / len(means), 5), **told}
 
 
-def bench_of(rung: Rung, corpus: Any, folder: Path, per_group: int = PER_GROUP) -> Bench:
+def workshop_of(rung: Rung, corpus: Any, folder: Path, per_group: int = PER_GROUP) -> Workshop:
     """The first seed's library of a trained rung, indexed as the ladder does it, on validation probes."""
     library = Library.open(folder, device=device())
     settings = EvaluationSettings(seed=42, max_length=rung.length)
     index = draw_index_probes(corpus, DOMAINS, rung.probes, 42)
     constellation = Constellation.build(library, index, IndexSettings(max_length=rung.length))
-    return Bench(library, constellation, validation_probes(corpus, DOMAINS, settings, per_group), settings)
+    return Workshop(library, constellation, validation_probes(corpus, DOMAINS, settings, per_group), settings)
 
 
 def main() -> None:
@@ -248,8 +246,8 @@ def main() -> None:
         if (given.only and rung.name not in given.only) or not (folder / "library.json").exists():
             continue
         if not any(row["scale"] == rung.name for row in kept["rows"]):
-            bench = bench_of(rung, corpus, folder, given.per_group)
-            kept = {"probes": len(bench.probes), "rows": [*kept["rows"], *rows_of(bench, rung.name)]}
+            shop = workshop_of(rung, corpus, folder, given.per_group)
+            kept = {"probes": len(shop.probes), "rows": [*kept["rows"], *rows_of(shop, rung.name)]}
             write_json(given.out, kept)
         for row in sorted((row for row in kept["rows"] if row["scale"] == rung.name), key=lambda row: row["mean"]):
             print(

@@ -27,7 +27,7 @@ from asterism.core.progress import counting
 from asterism.core.statistics import bootstrap_mean, win_rate
 from asterism.core.storage import read_json, write_json
 from asterism.models.likelihood import states_of, token_losses
-from experiments.constellation.ideas import Bench, bench_of
+from experiments.constellation.ideas import Workshop, workshop_of
 from experiments.constellation.rung import rungs
 
 PLACE = Path(__file__).parent / "updating.json"
@@ -38,10 +38,10 @@ EVERY = (16, 32, 64)
 PER_GROUP = 6
 
 
-def rows_of(bench: Bench, scale: str) -> Iterator[dict[str, Any]]:
+def rows_of(shop: Workshop, scale: str) -> Iterator[dict[str, Any]]:
     """Mean loss after the first READ tokens of every way, and how often it beats the fixed mixture."""
-    long = [row for row, ids in enumerate(bench.tokens) if len(ids) >= READ + max(EVERY)]
-    prefixes = [_prefix_fingerprints(bench, row) for row in long]
+    long = [row for row, ids in enumerate(shop.tokens) if len(ids) >= READ + max(EVERY)]
+    prefixes = [_prefix_fingerprints(shop, row) for row in long]
     ways: list[tuple[str, int, bool]] = [("fixed", 0, False)]
     ways += [(f"every {n}, {'kept' if kept else 'rebuilt'}", n, kept) for n in EVERY for kept in (False, True)]
     fixed: Tensor | None = None
@@ -49,7 +49,7 @@ def rows_of(bench: Bench, scale: str) -> Iterator[dict[str, Any]]:
         for name, every, kept in ways:
             losses = []
             for row, prints in zip(long, prefixes, strict=True):
-                losses.append(_continued(bench, row, prints, every or len(bench.tokens[row]), kept))
+                losses.append(_continued(shop, row, prints, every or len(shop.tokens[row]), kept))
                 advance(1)
             found = torch.tensor(losses)
             fixed = found if fixed is None else fixed
@@ -67,31 +67,31 @@ def rows_of(bench: Bench, scale: str) -> Iterator[dict[str, Any]]:
             yield {"scale": scale, "way": name, "n": len(long), **{key: round(value, 5) for key, value in told.items()}}
 
 
-def _prefix_fingerprints(bench: Bench, row: int) -> Tensor:
+def _prefix_fingerprints(shop: Workshop, row: int) -> Tensor:
     """[T, d]: the fingerprint of every prefix of a probe, from one pass of the generalist."""
-    ids = torch.tensor([bench.tokens[row]], device=bench.library.device)
-    with torch.inference_mode(), states_of(bench.composer.restore(), None) as seen:
-        bench.composer.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    ids = torch.tensor([shop.tokens[row]], device=shop.library.device)
+    with torch.inference_mode(), states_of(shop.composer.restore(), None) as seen:
+        shop.composer.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     states = seen[0][0].float().cpu()
     return states.cumsum(dim=0) / torch.arange(1, len(states) + 1)[:, None]
 
 
-def _mixture(bench: Bench, row: int, prints: Tensor, read: int) -> Mixture:
+def _mixture(shop: Workshop, row: int, prints: Tensor, read: int) -> Mixture:
     """What the first `read` tokens ask for."""
-    losses = bench.token_losses[row][:, : read - 1].mean(dim=1)  # [N + 1]
-    known = Evidence(losses[-1:], {name: losses[i : i + 1] for i, name in enumerate(bench.library.names)})
-    index = bench.constellation.with_calibration(Calibration())
+    losses = shop.token_losses[row][:, : read - 1].mean(dim=1)  # [N + 1]
+    known = Evidence(losses[-1:], {name: losses[i : i + 1] for i, name in enumerate(shop.library.names)})
+    index = shop.constellation.with_calibration(Calibration())
     return index.mixture_from(prints[read - 1 : read], settings=MixtureSettings(), evidence=known)[0]
 
 
 @torch.inference_mode()
-def _continued(bench: Bench, row: int, prints: Tensor, every: int, kept: bool) -> float:
+def _continued(shop: Workshop, row: int, prints: Tensor, every: int, kept: bool) -> float:
     """Mean loss of the tokens after the first READ, under mixtures made again every so many tokens."""
-    ids = torch.tensor([bench.tokens[row]], device=bench.library.device)
+    ids = torch.tensor([shop.tokens[row]], device=shop.library.device)
     cache, seen, losses = DynamicCache(), 0, []
     for start in range(READ, ids.shape[1], every):
         stop = min(start + every, ids.shape[1])
-        model = bench.composer.materialise(_mixture(bench, row, prints, start))
+        model = shop.composer.materialise(_mixture(shop, row, prints, start))
         if not kept:
             cache, seen = DynamicCache(), 0
         # keys and values up to start - 2; the token at start - 1 predicts the one at start
@@ -118,8 +118,8 @@ def main() -> None:
         if (given.only and rung.name not in given.only) or not (folder / "library.json").exists():
             continue
         if not any(row["scale"] == rung.name for row in kept["rows"]):
-            bench = bench_of(rung, corpus, folder, given.per_group)
-            kept = {"read": READ, "rows": [*kept["rows"], *rows_of(bench, rung.name)]}
+            shop = workshop_of(rung, corpus, folder, given.per_group)
+            kept = {"read": READ, "rows": [*kept["rows"], *rows_of(shop, rung.name)]}
             write_json(given.out, kept)
         for row in (row for row in kept["rows"] if row["scale"] == rung.name):
             gain = f"{row['gain']:.4f} ({row['gain_low']:.4f} to {row['gain_high']:.4f})"
