@@ -92,7 +92,7 @@ def indexed(library: Library, probes: Mapping[str, Sequence[str]], validation: B
         except StaleError:
             pass
     built = Constellation.build(library, probes, settings)
-    built = calibrate(library, built, validation.probes, validation.settings)
+    built = calibrate(library, built, validation.probes, validation.settings, state=library.root / ".calibration")
     built.save(folder)
     return built
 

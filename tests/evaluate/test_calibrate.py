@@ -9,7 +9,7 @@ from asterism.constellation.calibration import Calibration
 from asterism.constellation.index import Constellation
 from asterism.core.corpus import Corpus, Probe
 from asterism.core.errors import DataError, UnknownName
-from asterism.evaluate.calibrate import MARGIN, calibrate, fitted, mean_loss
+from asterism.evaluate.calibrate import GRIDS, MARGIN, calibrate, fitted, mean_loss
 from asterism.evaluate.probes import draw, validation_probes
 from asterism.evaluate.run import evaluate
 from asterism.evaluate.settings import EvaluationSettings
@@ -94,3 +94,27 @@ def test_validation_probes_are_what_the_draw_leaves():
     assert not {probe.text for probe in left} & {probe.text for probe in draw(corpus, DOMAINS, settings)}
     with pytest.raises(DataError, match="left to calibrate"):
         validation_probes(corpus, DOMAINS, settings.changed(single_per_domain=7))
+
+
+def test_an_interrupted_fit_goes_on_where_it_stopped(library, probes, calibrated, tmp_path, monkeypatch):
+    from asterism.evaluate import calibrate as module
+
+    index, real, calls = calibrated.with_calibration(Calibration()), module.score_composed, []
+
+    def counted(*given):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(module, "score_composed", counted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(library, index, probes, SETTINGS, state=tmp_path / "state")
+    before = len(calls)
+    assert calibrate(library, index, probes, SETTINGS, state=tmp_path / "state").calibration == calibrated.calibration
+    assert not (tmp_path / "state").exists()
+    assert len(calls) - before == 2 * TRIED - 6  # three candidates by two protocols were finished
+
+
+TRIED = 2 + sum(len(values) - 1 for grid in GRIDS.values() for values in grid.values())
+"""Both modes' starts, and every value that is not the one that stands."""

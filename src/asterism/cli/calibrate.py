@@ -11,6 +11,9 @@ from asterism.cli.options import LIBRARY, Given, command
 from asterism.cli.places import CONSTELLATION, open_both
 from asterism.evaluate.settings import EvaluationSettings
 
+STATE = ".calibration"
+"""Folder in the library where finished passes of an unfinished fit are kept."""
+
 
 @command(EvaluationSettings, omit=("protocols", "ensembles", "example", "scale", "paper_layers", "refine"))
 def app(
@@ -34,7 +37,7 @@ def app(
     from asterism.evaluate.probes import validation_probes
 
     probes = validation_probes(read_corpus(*data), opened.names, settings, per_group)
-    fitted = calibrate(opened, constellation, probes, settings)
+    fitted = calibrate(opened, constellation, probes, settings, state=opened.root / STATE)
     place = fitted.save(opened.root / CONSTELLATION)
     numbers = fitted.calibration.model_dump(mode="json", exclude={"losses", "probes", "specialists"})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from asterism.core.corpus import Probe, check_domains
 from asterism.core.progress import counting, quiet
 from asterism.core.storage import digest_of
 from asterism.evaluate.candidates import DEFAULT, FAST, Composed, derived, mixtures_of, static_candidates
+from asterism.evaluate.parts import Parts, pack, unpack
 from asterism.evaluate.passes import score_composed, score_static
 from asterism.evaluate.probes import check_lengths
 from asterism.evaluate.reading import Reading, read_all
@@ -44,21 +46,32 @@ NAMES = {"evidence": DEFAULT, "fast": FAST}
 
 
 def calibrate(
-    library: Library, constellation: Constellation, probes: Sequence[Probe], settings: EvaluationSettings | None = None
+    library: Library,
+    constellation: Constellation,
+    probes: Sequence[Probe],
+    settings: EvaluationSettings | None = None,
+    *,
+    state: str | Path | None = None,
 ) -> Constellation:
     """The constellation with numbers fitted on `probes`, which it remembers; nothing is saved.
 
     Cost: the generalist and every specialist read the probes once, then each value tried is one composed pass over them (24 values,
-    by two protocols). Raises DataError for a probe too short to score, UnknownName for one of a domain without a specialist.
+    by two protocols). `state` is a folder where finished passes are kept, so that an interrupted fit goes on there; it is removed at the
+    end. Raises DataError for a probe too short to score, UnknownName for one of a domain without a specialist.
     """
     settings = settings or EvaluationSettings()
     check_domains(probes, library.names)
     tokens = tokenise(library.tokenizer, [probe.text for probe in probes], settings.max_length)
     check_lengths(probes, tokens)
     batched = batches(tokens, max_tokens=settings.max_tokens, pad=pad_id(library.tokenizer))
-    everything = Composer(library, CompositionSettings(layers="all", node_map="mean"))
-    reading = read_all(library, everything, batched, len(probes), layer=constellation.settings.layer, ensembles=False)
-    objective = _objective(library, reading, probes, batched, settings)
+    parts = Parts(Path(state), _origin(library, constellation, probes, settings)) if state else None
+
+    def read() -> dict[str, Tensor]:
+        everything = Composer(library, CompositionSettings(layers="all", node_map="mean"))
+        return pack(read_all(library, everything, batched, len(probes), layer=constellation.settings.layer, ensembles=False))
+
+    reading = unpack(parts.tensors("reading", read) if parts else read(), library.names)
+    objective = _objective(library, reading, probes, batched, settings, parts)
     found, losses = Calibration(), rivals(library, constellation, reading, probes, batched, settings)
     k = min(settings.top_k, len(library.names))
     with counting("values", sum(len(values) for grid in GRIDS.values() for values in grid.values())) as advance:
@@ -68,6 +81,8 @@ def calibrate(
                 Composed(NAMES[m], CompositionSettings(), a, constellation.with_calibration(tried))
             )
             found, losses[NAMES[mode]] = fitted(found, grid, loss, advance)
+    if parts:
+        parts.remove()
     kept = {name: library.digest(name) for name in library.names}
     seen = tuple(digest_of(probe.text) for probe in probes)
     return constellation.with_calibration(found.changed(losses=losses, probes=seen, specialists=kept))
@@ -113,17 +128,32 @@ def rivals(
 
 
 def _objective(
-    library: Library, reading: Reading, probes: Sequence[Probe], batched: Sequence[Batch], settings: EvaluationSettings
+    library: Library,
+    reading: Reading,
+    probes: Sequence[Probe],
+    batched: Sequence[Batch],
+    settings: EvaluationSettings,
+    parts: Parts | None,
 ) -> Callable[[Composed], float]:
     """A candidate's mean loss; it keeps one composer, and with it what it has loaded."""
     composer = Composer(library, CompositionSettings())
 
-    def loss(candidate: Composed) -> float:
-        found = {}
+    def scored(candidate: Composed) -> dict[str, Tensor]:
         with quiet():
-            for protocol in settings.protocols:
-                mixtures = mixtures_of(candidate, reading, protocol, settings.seed)
-                found[protocol] = score_composed(composer, candidate, mixtures, batched, protocol, settings)
-        return mean_loss(found, probes)
+            mixtures = {p: mixtures_of(candidate, reading, p, settings.seed) for p in settings.protocols}
+            return {p: score_composed(composer, candidate, own, batched, p, settings) for p, own in mixtures.items()}
+
+    def loss(candidate: Composed) -> float:
+        if parts is None or candidate.index is None:
+            return mean_loss(scored(candidate), probes)
+        name = f"{candidate.name}-{candidate.index.calibration.digest()}"
+        return mean_loss(parts.tensors(name, lambda: scored(candidate)), probes)
 
     return loss
+
+
+def _origin(library: Library, constellation: Constellation, probes: Sequence[Probe], settings: EvaluationSettings) -> str:
+    """What a fit is made from: a kept pass of anything else is thrown away."""
+    models = [library.digest(), *map(library.digest, library.names)]
+    index = [dict(constellation.origin), constellation.settings.digest()]
+    return digest_of(models, index, [[probe.text, list(probe.domains)] for probe in probes], settings.digest())
