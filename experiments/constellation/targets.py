@@ -103,7 +103,7 @@ def target_tables(view: View) -> list[Table]:
         lines = [line for rival in (*RIVALS, None) for line in _lines([row for row in here if row.rival == rival], scales)]
         if lines:
             title = f"{TASKS[task].capitalize()} probes, {protocol}"
-            tables.append(Table("Targets", title, ("", *scales), tuple(lines), _allowed(here), 1))
+            tables.append(Table("Targets", title, ("", *scales), tuple(lines), f"{allowed(here)} Losses in nats a token.", 1))
     return tables
 
 
@@ -135,7 +135,7 @@ def _lines(rows: Sequence[Target], scales: Sequence[str]) -> list[tuple[Value, .
         return []
     at = {row.scale: row for row in rows}
     rival = rows[0].rival
-    asked = "mean loss, nats a token" if rival is None else f"> {rival.replace('_', ' ')}"
+    asked = "mean loss" if rival is None else f"> {rival.replace('_', ' ')}"
     bound = rows[0].bound
     if bound is not None:
         asked += ", at most the ensemble's" if rival is None else f", {100 * bound:.0f} %"
@@ -150,7 +150,7 @@ def _told(row: Target | None) -> str | None:
     return row and " ".join(filter(None, (str(row.default), row.outcome)))
 
 
-def _allowed(rows: Sequence[Target]) -> str:
+def allowed(rows: Sequence[Target]) -> str:
     """What so few probes allow, in words."""
     best = {row.default.n: row.best_low for row in rows if row.best_low is not None}
     return " ".join(f"With n = {n} the lower end of a rate of 100 % is {100 * low:.1f} %." for n, low in best.items())
