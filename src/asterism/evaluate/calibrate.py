@@ -140,8 +140,10 @@ def _objective(
 
     def scored(candidate: Composed) -> dict[str, Tensor]:
         with quiet():
-            mixtures = {p: mixtures_of(candidate, reading, p, settings.seed) for p in settings.protocols}
-            return {p: score_composed(composer, candidate, own, batched, p, settings) for p, own in mixtures.items()}
+            return {
+                p: score_composed(composer, candidate, mixtures_of(candidate, reading, p, settings.seed), batched, p, settings)
+                for p in settings.protocols
+            }
 
     def loss(candidate: Composed) -> float:
         if parts is None or candidate.index is None:
