@@ -155,7 +155,7 @@ def advice(view: View) -> Table:
             str(row["seed"]),
             *(_advised(row, who) for who in ("measured", "geometry")),
             row["best"],
-            *map(row["losses"].get, ways),
+            *(_plain(row["losses"].get(way)) for way in ways),
         )
         for row in found
     ]
