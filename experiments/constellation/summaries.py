@@ -80,7 +80,9 @@ def general(view: View) -> Table:
 
 
 def _excess(row: Mapping[str, Any] | None) -> str | None:
-    return row and f"{Measure(row['excess'], row['low'], row['high'], row['n'], 'nats')} {'met' if row['met'] else 'missed'}"
+    if row is None:
+        return None
+    return f"{Measure(row['excess'], row['low'], row['high'], row['n'], 'nats')} {'met' if row['met'] else 'missed'}"
 
 
 def layers(view: View) -> Table:
@@ -136,7 +138,7 @@ def updating(rows: Rows) -> Table:
 
 
 def _gain(row: Mapping[str, Any] | None) -> Measure | None:
-    return row and Measure(row["gain"], row["gain_low"], row["gain_high"], row["n"], "nats")
+    return None if row is None else Measure(row["gain"], row["gain_low"], row["gain_high"], row["n"], "nats")
 
 
 def advisers(view: View) -> Table:
