@@ -65,8 +65,8 @@ def _advised(results: Row, runs: Path) -> tuple[list[Row], list[Row]]:
     """(mean-loss rows, diagnoses) of every library: the rungs' own and those of the library-size experiment."""
     losses = [row for row in results["losses"] if row["seed"] != "all"]
     told = [{name: row[name] for name in ("scale", "seed", "advice", "geometry")} for row in results["diagnosis"]]
-    for path in sorted(runs.glob("sizes/seed-*/size-*/evaluation/results.json")):
-        evaluated = read_json(path)
+    for finished in sorted(runs.glob("sizes/seed-*/size-*/cost.json")):
+        evaluated = read_json(finished.with_name(EVALUATION) / "results.json")
         losses += evaluated["losses"]
         found = {name: evaluated["diagnosis"][name] for name in ("advice", "geometry")}
         told.append({"scale": evaluated["scale"], "seed": evaluated["seeds"][0], **found})
