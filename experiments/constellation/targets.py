@@ -157,18 +157,17 @@ def allowed(rows: Sequence[Target]) -> str:
 
 
 def _target(view: View, name: str, task: str, protocol: str, rival: str | None) -> Target | None:
+    everyone = (DEFAULT, REFINED, FAST, ENSEMBLE)
     if rival is None:
-        found = {candidate: view.loss(name, candidate, task, protocol) for candidate in (DEFAULT, REFINED, FAST, ENSEMBLE)}
-        asked = found[ENSEMBLE] if (task, protocol) in LOSS else None
-        bound, best = asked.value if asked else None, None
+        own, refined, fast, ensemble = (view.loss(name, candidate, task, protocol) for candidate in everyone)
+        bound = ensemble.value if ensemble and (task, protocol) in LOSS else None
     else:
-        found = {candidate: view.win(name, candidate, rival, task, protocol) for candidate in (DEFAULT, REFINED, FAST, ENSEMBLE)}
+        own, refined, fast, ensemble = (view.win(name, candidate, rival, task, protocol) for candidate in everyone)
         bound = WANTED[task, protocol][RIVALS.index(rival)]
-        best = share(1.0, found[DEFAULT].n).low if found[DEFAULT] else None
-    own = found[DEFAULT]
     if own is None:
         return None
-    return Target(name, task, protocol, rival, bound, own, found[REFINED], found[FAST], found[ENSEMBLE], best)
+    best = None if rival is None else share(1.0, own.n).low
+    return Target(name, task, protocol, rival, bound, own, refined, fast, ensemble, best)
 
 
 def _together(rows: Sequence[Target]) -> Target:
