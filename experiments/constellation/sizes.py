@@ -192,7 +192,8 @@ def one(rung: Rung, domains: Domains, first: Path, folders: Mapping[str, Path], 
     start = time.perf_counter()
     constellation = Constellation.build(library, index, IndexSettings(max_length=rung.length))
     cost = {"index_s": time.perf_counter() - start}
-    constellation = calibrate(library, constellation, validation, settings)
+    if validation:  # little held-out text may leave none; the default numbers stand then
+        constellation = calibrate(library, constellation, validation, settings)
     place = constellation.save(out / "constellation")
     cost |= _query_cost(library, constellation, [probe.text for probe in probes[:: max(1, len(probes) // TIMED)]], settings.top_k)
     cost |= {"library_mib": _mebibytes(folders.values()), "index_mib": _mebibytes([place])}

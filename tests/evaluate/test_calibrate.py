@@ -84,6 +84,8 @@ def test_a_probe_that_was_calibrated_on_is_no_test(library, probes, calibrated, 
 def test_a_probe_of_another_domain_is_refused(library, calibrated):
     with pytest.raises(UnknownName, match="cooking"):
         calibrate(library, calibrated, [Probe("a", "how to boil an egg in water", ("cooking",))], SETTINGS)
+    with pytest.raises(DataError, match="needs validation probes"):
+        calibrate(library, calibrated, [], SETTINGS)
 
 
 def test_validation_probes_are_what_the_draw_leaves():

@@ -19,6 +19,7 @@ from asterism.constellation.calibration import Calibration
 from asterism.constellation.index import Constellation
 from asterism.constellation.settings import MixtureSettings
 from asterism.core.corpus import Probe, check_domains
+from asterism.core.errors import DataError
 from asterism.core.progress import counting, quiet
 from asterism.core.storage import digest_of
 from asterism.evaluate.candidates import DEFAULT, FAST, Composed, derived, mixtures_of, static_candidates
@@ -57,9 +58,11 @@ def calibrate(
 
     Cost: the generalist and every specialist read the probes once, then each value tried is one composed pass over them (24 values,
     by two protocols). `state` is a folder where finished passes are kept, so that an interrupted fit goes on there; it is removed at the
-    end. Raises DataError for a probe too short to score, UnknownName for one of a domain without a specialist.
+    end. Raises DataError for no probes or one too short to score, UnknownName for one of a domain without a specialist.
     """
     settings = settings or EvaluationSettings()
+    if not probes:
+        raise DataError("A fit needs validation probes.", met="none", mend="give held-out texts that no test scores")
     check_domains(probes, library.names)
     tokens = tokenise(library.tokenizer, [probe.text for probe in probes], settings.max_length)
     check_lengths(probes, tokens)
