@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 
 from asterism.constellation.index import Constellation
-from asterism.core.corpus import GENERAL, Corpus, Probe
+from asterism.core.corpus import Corpus
 from asterism.core.statistics import bootstrap_mean
 from asterism.core.storage import read_json, write_json
 from asterism.evaluate.candidates import DEFAULT, FAST
+from asterism.evaluate.probes import draw_general
 from asterism.evaluate.settings import EvaluationSettings
 from asterism.models.library import Library
 from experiments.constellation.bench import Bench
@@ -27,7 +27,7 @@ def general_losses(
     library: Library, constellation: Constellation, corpus: Corpus, settings: EvaluationSettings, folder: Path
 ) -> dict[str, dict[str, list[float]]]:
     """{protocol: {candidate: [n] losses}} on held-out general text, `generalist` among them; kept in `folder`."""
-    bench = Bench(library, general_probes(corpus, settings), settings, folder)
+    bench = Bench(library, draw_general(corpus, settings), settings, folder)
     kept, origin = folder / "losses.json", [bench.origin, constellation.calibration.digest(), dict(constellation.origin)]
     if kept.exists() and (found := read_json(kept))["origin"] == origin:
         return found["losses"]
@@ -39,12 +39,6 @@ def general_losses(
     }
     write_json(kept, {"origin": origin, "losses": losses})
     return losses
-
-
-def general_probes(corpus: Corpus, settings: EvaluationSettings) -> list[Probe]:
-    """Held-out general texts, as many as single-domain probes of a domain; none where the data have none."""
-    members = corpus.heldout.get(GENERAL, [])
-    return Random(f"{settings.seed}:{GENERAL}").sample(members, min(settings.single_per_domain, len(members)))
 
 
 def general_rows(scale: str, found: Mapping[int, Mapping[str, Mapping[str, Sequence[float]]]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from asterism.constellation.calibration import Calibration
-from asterism.constellation.evidence import Evidence, evidence_mixtures, standard_unit
+from asterism.constellation.evidence import Evidence, evidence_mixtures, prior_basis, standardised
 from asterism.constellation.index import Constellation
 from asterism.constellation.settings import IndexSettings, MixtureSettings
 from asterism.core.errors import SettingsError, StaleError, UnknownName
@@ -40,10 +40,17 @@ def loss_of(library, name, text) -> float:
 
 
 def prior_of(built, text, chosen) -> np.ndarray:
-    alpha = built.coefficients(text).double().numpy()
-    own = built.basis.coefficients(built.centroids).double().numpy()
-    unit = np.sqrt(np.mean((own - own.mean(axis=1, keepdims=True)) ** 2))
-    return ((alpha - alpha.mean()) / unit)[chosen]
+    """Standardised coefficients of the chosen and, last, of general text: NumPy, Loewdin over N + 1 centred centroids by an SVD."""
+    rows = np.vstack([built.centroids.double().numpy(), built.general_mean.double().numpy()])
+    offset = rows.mean(axis=0)
+    units = (rows - offset) / np.linalg.norm(rows - offset, axis=1, keepdims=True)
+    left, _, right = np.linalg.svd(units, full_matrices=False)
+    basis = left[:, :-1] @ right[:-1]  # centred rows span one direction less
+    basis /= np.linalg.norm(basis, axis=1, keepdims=True)
+    centred = lambda alpha: alpha - alpha.mean(axis=-1, keepdims=True)  # noqa: E731
+    unit = np.sqrt(np.mean(centred((rows - offset) @ basis.T) ** 2))
+    z = centred((built.fingerprint(text).double().numpy() - offset) @ basis.T) / unit
+    return np.append(z[chosen], z[-1])
 
 
 @pytest.mark.parametrize("text", TEXTS[:3])
@@ -51,7 +58,7 @@ def test_evidence_is_prior_times_likelihood(library, built, text):
     mixture = built.mixture(text)
     chosen = [DOMAINS.index(name) for name in mixture.specialists]
     losses = np.array([loss_of(library, name, text) for name in (*mixture.specialists, None)])
-    scores = np.append(0.7 * prior_of(built, text, chosen), -0.4) - losses / 0.03
+    scores = 0.7 * prior_of(built, text, chosen) + np.append(np.zeros(len(chosen)), -0.4) - losses / 0.03
     want = np.exp(scores - scores.max())
     want /= want.sum()
     np.testing.assert_allclose([*mixture.shares.values(), mixture.generalist], want, atol=2e-3)
@@ -68,7 +75,7 @@ def test_fast_is_the_prior_alone_and_loads_no_specialist(library, built, monkeyp
     mixture = built.mixture(TEXTS[0], mode="fast", top_k=2)
     assert loaded == [None]
     chosen = [DOMAINS.index(name) for name in mixture.specialists]
-    want = np.exp(np.append(1.5 * prior_of(built, TEXTS[0], chosen), 0.2))
+    want = np.exp(1.5 * prior_of(built, TEXTS[0], chosen) + np.append(np.zeros(len(chosen)), 0.2))
     np.testing.assert_allclose([*mixture.shares.values(), mixture.generalist], want / want.sum(), atol=1e-4)
     assert mixture.scale == 0.9
     assert not mixture.losses
@@ -103,7 +110,8 @@ def test_a_text_too_short_for_evidence_goes_by_its_prior():
     coefficients, short = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]]), torch.tensor([torch.nan, 3.0])
     evidence = Evidence(short, dict.fromkeys("abc", short))
     settings, index, numbers = MixtureSettings(top_k=2), IndexSettings(), Calibration(prior=1.0, generalist=0.0)
-    first, second = evidence_mixtures("abc", coefficients, evidence, settings, index, numbers, unit=1.0, nodes=2)
+    standard = torch.tensor([[1.0, 0.0, -1.0, 0.0]]).expand(2, -1)
+    first, second = evidence_mixtures("abc", coefficients, evidence, settings, index, numbers, standard=standard, nodes=2)
     torch.testing.assert_close(first.weights, second.weights)  # equal losses say nothing either
     want = np.exp([1.0, 0.0, 0.0])
     np.testing.assert_allclose([*first.shares.values(), first.generalist], want / want.sum(), rtol=1e-5)
@@ -112,14 +120,20 @@ def test_a_text_too_short_for_evidence_goes_by_its_prior():
 def test_an_extreme_temperature_takes_the_best_or_nobody():
     evidence = Evidence(torch.tensor([3.0]), {"a": torch.tensor([2.0]), "b": torch.tensor([4.0])})
     given = ("ab", torch.tensor([[1.0, 1.0]]), evidence, MixtureSettings(top_k=2), IndexSettings())
-    cold = evidence_mixtures(*given, Calibration(temperature=1e-6), unit=1.0, nodes=1)[0]
+    cold = evidence_mixtures(*given, Calibration(temperature=1e-6, generalist=0), standard=None, nodes=1)[0]
     assert cold.shares == {"a": 1.0, "b": 0.0}
-    warm = evidence_mixtures(*given, Calibration(temperature=1e6), unit=1.0, nodes=1)[0]
+    warm = evidence_mixtures(*given, Calibration(temperature=1e6, generalist=0), standard=None, nodes=1)[0]
     np.testing.assert_allclose([*warm.shares.values(), warm.generalist], [1 / 3] * 3, rtol=1e-5)
 
 
-def test_one_domain_has_a_unit_too():
-    assert standard_unit(torch.tensor([[5.0]])) == 1.0
+def test_one_domain_has_a_unit_too_and_without_general_probes_the_generalist_is_average(built):
+    assert prior_basis(torch.tensor([[5.0, 1.0]]), None)[1] == 1.0
+    without = built.without_domain("general").with_calibration(NUMBERS)
+    found = standardised(without.fingerprint(TEXTS), *prior_basis(without.centroids, None), 4)
+    assert found.shape == (len(TEXTS), 5)
+    assert bool((found[:, -1] == 0).all())
+    mixture = without.mixture(TEXTS[0], mode="fast", top_k=4)
+    assert mixture.generalist == pytest.approx(float(torch.softmax(torch.cat([1.5 * found[0, :4], torch.tensor([0.2])]), 0)[-1]), abs=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

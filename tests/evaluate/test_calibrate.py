@@ -10,7 +10,7 @@ from asterism.constellation.index import Constellation
 from asterism.core.corpus import Corpus, Probe
 from asterism.core.errors import DataError, UnknownName
 from asterism.evaluate.calibrate import GRIDS, MARGIN, calibrate, fitted, mean_loss
-from asterism.evaluate.probes import draw, validation_probes
+from asterism.evaluate.probes import draw, draw_general, validation_probes
 from asterism.evaluate.run import evaluate
 from asterism.evaluate.settings import EvaluationSettings
 from tests.tiny import DOMAINS, tiny_cross, tiny_library, tiny_probes, tiny_singles
@@ -52,6 +52,8 @@ def test_both_tasks_and_both_protocols_count_alike():
     losses = {"whole": torch.tensor([1.0, 2.0, 4.0]), "continuation": torch.tensor([5.0, 6.0, 6.0])}
     assert mean_loss(losses, given) == pytest.approx((1 + 3 + 5 + 6) / 4)
     assert mean_loss({"whole": torch.tensor([1.0])}, given[:1]) == 1
+    general = Probe("d", "x", ("general",))
+    assert mean_loss({"whole": torch.tensor([1.0, 2.0, 4.0, 8.0])}, [*given, general]) == pytest.approx((1 + 3 + 8) / 3)
 
 
 def test_the_fit_is_at_least_as_good_as_the_defaults_and_names_its_rivals(library, probes, calibrated):
@@ -94,6 +96,12 @@ def test_validation_probes_are_what_the_draw_leaves():
     left = validation_probes(corpus, DOMAINS, settings, per_group=2)
     assert len(left) == 8
     assert not {probe.text for probe in left} & {probe.text for probe in draw(corpus, DOMAINS, settings)}
+    corpus.heldout["general"] = [Probe(f"g-{i}", f"general text {i}", ("general",)) for i in range(20)]
+    with_general = validation_probes(corpus, DOMAINS, settings, per_group=2)
+    assert with_general[:8] == left
+    assert len(with_general) == 8 + 8
+    assert not {probe.text for probe in with_general} & {probe.text for probe in draw_general(corpus, settings)}
+    assert len(draw_general(corpus, settings)) == 4
     with pytest.raises(DataError, match="left to calibrate"):
         validation_probes(corpus, DOMAINS, settings.changed(single_per_domain=7))
 

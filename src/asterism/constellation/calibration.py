@@ -13,15 +13,15 @@ class Calibration(Settings):
     temperature: float = Field(default=0.2, gt=0)
     """Mode `evidence`: nats a token by which a candidate must predict the query better to weigh e times as much."""
     prior: float = Field(default=0.0, ge=0)
-    """Mode `evidence`: log prior a standard unit of the query's coefficient."""
-    generalist: float = 0.0
-    """Mode `evidence`: log prior of the generalist, beside those of a specialist whose coefficient is average."""
+    """Mode `evidence`: log prior a standard unit of a candidate's coefficient, general text's being the generalist's."""
+    generalist: float = 0.5
+    """Mode `evidence`: log prior of the generalist beside a specialist's."""
     scale: float = Field(default=1.3, ge=0)
     """Mode `evidence`: factor on the mixed deltas."""
     fast_prior: float = Field(default=2.0, ge=0)
-    """Mode `fast`: log prior a standard unit of the query's coefficient."""
+    """Mode `fast`: log prior a standard unit of a candidate's coefficient, general text's being the generalist's."""
     fast_generalist: float = 0.0
-    """Mode `fast`: log prior of the generalist."""
+    """Mode `fast`: log prior of the generalist beside a specialist's."""
     fast_scale: float = Field(default=1.3, ge=0)
     """Mode `fast`: factor on the mixed deltas."""
     losses: dict[str, float] = Field(default_factory=dict)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from asterism.constellation.basis import Basis, make_basis
 from asterism.constellation.calibration import Calibration
 from asterism.constellation.mixture import Mixture
 from asterism.constellation.settings import IndexSettings, MixtureSettings
@@ -49,28 +50,26 @@ def evidence_mixtures(
     index: IndexSettings,
     calibration: Calibration,
     *,
-    unit: float,
+    standard: Tensor | None,
     nodes: int,
     texts: Sequence[str] | None = None,
 ) -> list[Mixture]:
     """One mixture a row of `coefficients` [n, N], whose columns are `names`; every specialist is asked once, for the rows that chose it.
 
-    w_i ~ exp(prior z_i - loss_i / temperature), with z the row's centred coefficients in standard units (`unit`), and
-    w_G ~ exp(generalist - loss_G / temperature). Cost: one forward pass of a text in each of K specialists and the generalist.
-    Noise on the weights, where the index asks for it, needs `texts`. Raises SettingsError when top_k exceeds N.
+    w_i ~ exp(prior z_i - loss_i / temperature) and w_G ~ exp(generalist + prior z_G - loss_G / temperature), with z the rows of
+    `standard` [n, N + 1] (see `standardised`), which a prior of 0 does not need. Cost: one forward pass of a text in each of K
+    specialists and the generalist. Noise on the weights, where the index asks for it, needs `texts`. Raises SettingsError when top_k
+    exceeds N.
     """
-    chosen, kept, z = _shortlist(coefficients, settings, index, unit)
+    chosen = top_k(coefficients, settings.top_k, signed=index.ranking == "signed")
     losses = torch.full((len(chosen), settings.top_k + 1), torch.nan)
     losses[:, -1] = evidence.generalist
     for place in map(int, chosen.unique()):
         rows, slots = (chosen == place).nonzero(as_tuple=True)
         losses[rows, slots] = evidence.of(names[place], rows.tolist()).float()
-    shares = posterior(_with_generalist(calibration.prior * z, calibration.generalist), losses, calibration.temperature)
-    shares = _noisy(shares, settings, index, texts)
-    return [
-        _mixture([names[int(i)] for i in places], shares[row], kept[row], calibration.scale, nodes, losses[row].tolist())
-        for row, places in enumerate(chosen.tolist())
-    ]
+    prior = _log_prior(chosen, standard, calibration.prior, calibration.generalist)
+    shares = _noisy(posterior(prior, losses, calibration.temperature), settings, index, texts)
+    return _mixtures(names, chosen, shares, coefficients, calibration.scale, nodes, losses)
 
 
 def fast_mixtures(
@@ -80,32 +79,46 @@ def fast_mixtures(
     index: IndexSettings,
     calibration: Calibration,
     *,
-    unit: float,
+    standard: Tensor,
     nodes: int,
     texts: Sequence[str] | None = None,
 ) -> list[Mixture]:
     """The prior alone: no specialist reads the query. Arguments and errors as `evidence_mixtures`."""
-    chosen, kept, z = _shortlist(coefficients, settings, index, unit)
-    shares = posterior(_with_generalist(calibration.fast_prior * z, calibration.fast_generalist))
-    shares = _noisy(shares, settings, index, texts)
-    return [
-        _mixture([names[int(i)] for i in places], shares[row], kept[row], calibration.fast_scale, nodes)
-        for row, places in enumerate(chosen.tolist())
-    ]
-
-
-def standard_unit(centroid_coefficients: Tensor) -> float:
-    """Spread of the centroids' own coefficients [N, N], each row centred: what a coefficient is measured in; 1 where there is none."""
-    centred = centroid_coefficients.double() - centroid_coefficients.double().mean(dim=1, keepdim=True)
-    spread = float(centred.square().mean().sqrt())
-    return spread if spread > 0 else 1.0
-
-
-def _shortlist(coefficients: Tensor, settings: MixtureSettings, index: IndexSettings, unit: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Places [n, K] of the chosen, their coefficients [n, K], and those centred in standard units."""
     chosen = top_k(coefficients, settings.top_k, signed=index.ranking == "signed")
-    centred = (coefficients - coefficients.mean(dim=-1, keepdim=True)) / unit
-    return chosen, coefficients.gather(-1, chosen), centred.gather(-1, chosen)
+    prior = _log_prior(chosen, standard, calibration.fast_prior, calibration.fast_generalist)
+    shares = _noisy(posterior(prior), settings, index, texts)
+    return _mixtures(names, chosen, shares, coefficients, calibration.fast_scale, nodes)
+
+
+def prior_basis(centroids: Tensor, general_mean: Tensor | None) -> tuple[Basis, float]:
+    """(axes of the domains and, last, of general text; what their coefficients are measured in): centroids [N, d], general_mean [d].
+
+    Symmetric orthogonalisation after centring on the mean, whatever the index uses: with general text as one more domain, a query
+    that needs no specialist is known by its fingerprint. The unit is the spread of the centroids' own coefficients.
+    """
+    rows = centroids if general_mean is None else torch.cat([centroids, general_mean[None]])
+    basis = make_basis(rows, None, IndexSettings(orthogonalisation="lowdin", centring="mean"))
+    own = basis.coefficients(rows).double()
+    unit = float((own - own.mean(dim=1, keepdim=True)).square().mean().sqrt())
+    return basis, unit if unit > 0 else 1.0
+
+
+def standardised(fingerprints: Tensor, basis: Basis, unit: float, domains: int) -> Tensor:
+    """[n, N + 1]: coefficients of each domain and, last, of general text, centred in each row, in standard units.
+
+    Without general probes the last column is 0: general text is then taken to be average.
+    """
+    found = basis.coefficients(fingerprints)
+    found = (found - found.mean(dim=-1, keepdim=True)) / unit
+    return found if found.shape[-1] > domains else torch.cat([found, found.new_zeros(len(found), 1)], dim=-1)
+
+
+def _log_prior(chosen: Tensor, standard: Tensor | None, strength: float, generalist: float) -> Tensor:
+    """[n, K + 1] log prior of the chosen [n, K] and, last, the generalist."""
+    flat = torch.zeros(len(chosen), chosen.shape[1] + 1)
+    if strength and standard is not None:
+        flat = strength * torch.cat([standard.gather(-1, chosen), standard[:, -1:]], dim=1)
+    return flat + torch.tensor([0.0] * chosen.shape[1] + [generalist])
 
 
 def _noisy(shares: Tensor, settings: MixtureSettings, index: IndexSettings, texts: Sequence[str] | None) -> Tensor:
@@ -116,11 +129,14 @@ def _noisy(shares: Tensor, settings: MixtureSettings, index: IndexSettings, text
     return torch.stack(drawn)
 
 
-def _with_generalist(log_prior: Tensor, generalist: float) -> Tensor:
-    return torch.cat([log_prior, log_prior.new_full((len(log_prior), 1), generalist)], dim=1)  # [n, K + 1]
-
-
-def _mixture(names: Sequence[str], shares: Tensor, kept: Tensor, scale: float, nodes: int, losses: Sequence[float] = ()) -> Mixture:
-    weights = shares[:-1, None].expand(-1, nodes).contiguous()
-    found = dict(zip((*names, ""), losses, strict=True)) if losses else {}
-    return Mixture(tuple(names), weights, kept, generalist=float(shares[-1]), scale=scale, losses=found)
+def _mixtures(
+    names: Sequence[str], chosen: Tensor, shares: Tensor, coefficients: Tensor, scale: float, nodes: int, losses: Tensor | None = None
+) -> list[Mixture]:
+    """Shares [n, K + 1] of the chosen [n, K] and the generalist as mixtures, the same at every node."""
+    kept, found = coefficients.gather(-1, chosen), []
+    for row, places in enumerate(chosen.tolist()):
+        own = tuple(names[int(place)] for place in places)
+        read = {} if losses is None else dict(zip((*own, ""), losses[row].tolist(), strict=True))
+        weights = shares[row, :-1, None].expand(-1, nodes).contiguous()
+        found.append(Mixture(own, weights, kept[row], generalist=float(shares[row, -1]), scale=scale, losses=read))
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from asterism.constellation import store
 from asterism.constellation.basis import Basis, make_basis
 from asterism.constellation.calibration import Calibration
-from asterism.constellation.evidence import Evidence, evidence_mixtures, fast_mixtures, standard_unit
+from asterism.constellation.evidence import Evidence, evidence_mixtures, fast_mixtures, prior_basis, standardised
 from asterism.constellation.fingerprints import block_modules, fingerprints, module_signatures, signatures
 from asterism.constellation.making import FINAL, centroid, checked, domain_signatures, fingerprinted
 from asterism.constellation.mixture import Mixture
@@ -157,13 +157,19 @@ class Constellation:
         if settings.mode == "nodes":
             return mixtures_of(self.domains, coefficients, self._source(signatures, settings), settings, self.settings, texts)
         asked = (settings, self.settings, self.calibration)
-        rest: dict[str, Any] = dict(unit=standard_unit(self.basis.coefficients(self.centroids)), nodes=self.centroids.shape[1], texts=texts)
+        needed = settings.mode == "fast" or self.calibration.prior > 0
+        standard = standardised(fingerprints, *self._prior_basis, len(self.domains)) if needed else None
+        rest: dict[str, Any] = dict(standard=standard, nodes=self.centroids.shape[1], texts=texts)
         if settings.mode == "fast":
             return fast_mixtures(self.domains, coefficients, *asked, **rest)
         if evidence is None:
             mend = "give evidence=..., or choose mode fast, which needs none"
             raise SettingsError("How well the candidates predict the texts is missing.", met="mode evidence", mend=mend)
         return evidence_mixtures(self.domains, coefficients, evidence, *asked, **rest)
+
+    @cached_property
+    def _prior_basis(self) -> tuple[Basis, float]:
+        return prior_basis(self.centroids, self.general_mean)
 
     @staticmethod
     def mixture_of(coefficients: Tensor, signatures: Mapping[str, Tensor], settings: MixtureSettings) -> list[Mixture]:

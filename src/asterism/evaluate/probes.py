@@ -62,9 +62,10 @@ def draw(corpus: Corpus, domains: Sequence[str], settings: EvaluationSettings) -
 def validation_probes(corpus: Corpus, domains: Sequence[str], settings: EvaluationSettings, per_group: int = 6) -> list[Probe]:
     """Up to `per_group` probes of each domain and pair that `draw` with the same settings leaves over: none of them is ever a test probe.
 
-    Raises DataError when nothing is left over.
+    So are as many general texts as of all domains together, of those that `draw_general` leaves over. Raises DataError when nothing
+    of the domains is left over.
     """
-    tested = {digest_of(probe.text) for probe in draw(corpus, domains, settings)}
+    tested = {digest_of(probe.text) for probe in [*draw(corpus, domains, settings), *draw_general(corpus, settings)]}
     everyone = draw(corpus, domains, settings.changed(single_per_domain=10**9, cross_per_pair=10**9))
     groups: dict[str, list[Probe]] = {}
     for probe in everyone:
@@ -74,7 +75,14 @@ def validation_probes(corpus: Corpus, domains: Sequence[str], settings: Evaluati
     if not chosen:
         mend = "give more held-out texts, or test on fewer (single_per_domain, cross_per_pair)"
         raise DataError("No held-out text is left to calibrate on.", met=f"{len(tested)} test probes, nothing beside them", mend=mend)
-    return chosen
+    general = [probe for probe in corpus.heldout.get(GENERAL, []) if digest_of(probe.text) not in tested]
+    return [*chosen, *general[: per_group * len(domains)]]
+
+
+def draw_general(corpus: Corpus, settings: EvaluationSettings) -> list[Probe]:
+    """Held-out general texts, which need no specialist: as many as probes of a domain; none where the corpus holds none."""
+    members = corpus.heldout.get(GENERAL, [])
+    return random.Random(f"{settings.seed}:{GENERAL}").sample(members, min(settings.single_per_domain, len(members)))
 
 
 def check_unseen(probes: Sequence[Probe], calibration: Calibration) -> None:
