@@ -30,6 +30,7 @@ from asterism.core.corpus import Probe, read_corpus
 from asterism.core.progress import counting
 from asterism.core.statistics import win_rate
 from asterism.core.storage import read_json, write_json
+from asterism.evaluate.calibrate import task_of
 from asterism.evaluate.candidates import static_candidates
 from asterism.evaluate.passes import score_static
 from asterism.evaluate.probes import read_span, validation_probes
@@ -43,8 +44,8 @@ from experiments.constellation.models import device
 from experiments.constellation.rung import DOMAINS, Rung, rungs
 
 PLACE = Path(__file__).parent / "ideas.json"
-PER_GROUP = 12
-"""Validation probes a domain and pair."""
+PER_GROUP = 8
+"""Validation probes a domain and pair, and as many general texts as of all domains."""
 EVERYTHING = CompositionSettings(node_map="mean")
 EMBEDDINGS, BLOCKS = "embeddings, norm and head", "blocks"
 
@@ -116,6 +117,8 @@ def ideas() -> Iterator[tuple[str, float, Idea, CompositionSettings | None]]:
         yield f"evidence, scale {scale:g}", 4, by(plain.changed(scale=scale)), EVERYTHING
     for temperature in (0.1, 0.15, 0.3, 0.5):
         yield f"evidence, temperature {temperature:g}", 4, by(plain.changed(temperature=temperature)), EVERYTHING
+    for generalist in (0.0, 1.0):
+        yield f"evidence, generalist's log prior {generalist:g}", 4, by(plain.changed(generalist=generalist)), EVERYTHING
     yield "evidence, generalist left out", 4, by(plain.changed(generalist=-1e9)), EVERYTHING
     for prior in (0.5, 1.0):
         yield f"evidence, prior {prior:g}", 4, by(plain.changed(prior=prior)), EVERYTHING
@@ -184,7 +187,7 @@ def descended(start: Idea, steps: int) -> Idea:
 
 
 def rows_of(shop: Workshop, scale: str) -> Iterator[dict[str, Any]]:
-    """One row an idea and rival: mean loss by protocol and task, and win rates against generalist, task arithmetic and best single."""
+    """One row an idea and rival: mean loss by protocol and task (one domain, two, general text), and win rates against the rivals."""
     rivals = _rivals(shop)
     everyone = list(ideas())
     with counting(f"{scale}: ideas", len(everyone)) as advance:
@@ -209,15 +212,15 @@ def _rivals(shop: Workshop) -> dict[str, dict[Protocol, Tensor]]:
 
 
 def _told(shop: Workshop, losses: dict[Protocol, Tensor], rivals: dict[str, dict[Protocol, Tensor]]) -> dict[str, Any]:
-    cross, told, means = torch.tensor([probe.is_cross for probe in shop.probes]), {}, []
+    tasks = [task_of(probe) for probe in shop.probes]
+    told, means = {}, []
     for protocol, values in losses.items():
-        for task, mask in (("cross", cross), ("single", ~cross)):
-            key = f"{protocol}/{task}"
+        for task in dict.fromkeys(tasks):
+            key, mask = f"{protocol}/{task}", torch.tensor([own == task for own in tasks])
             means.append(float(values[mask].mean()))
             told[key] = round(means[-1], 5)
-            told |= {
-                f"{key} > {name}": round(win_rate(values[mask].numpy(), r[protocol][mask].numpy())[0], 4) for name, r in rivals.items()
-            }
+            for name, rival in rivals.items():
+                told[f"{key} > {name}"] = round(win_rate(values[mask].numpy(), rival[protocol][mask].numpy())[0], 4)
     return {"mean": round(sum(means) / len(means), 5), **told}
 
 
@@ -252,7 +255,7 @@ def main() -> None:
         for row in sorted((row for row in kept["rows"] if row["scale"] == rung.name), key=lambda row: row["mean"]):
             print(
                 f"{row['mean']:.4f}  {row['idea']:36s} cost {row['cost']}  "
-                + "  ".join(f"{v:.3f}" for k, v in row.items() if k.endswith(("cross", "single")))
+                + "  ".join(f"{v:.3f}" for k, v in row.items() if k.endswith(("cross", "single", "general")))
             )
 
 

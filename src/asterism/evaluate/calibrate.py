@@ -108,13 +108,14 @@ def fitted(
 
 def mean_loss(losses: Mapping[str, Tensor], probes: Sequence[Probe]) -> float:
     """Mean over protocols and tasks of the mean loss: {protocol: [n]}; each task that has probes counts alike."""
-    tasks = [_task(probe) for probe in probes]
+    tasks = [task_of(probe) for probe in probes]
     masks = [torch.tensor([task == name for task in tasks]) for name in sorted(set(tasks))]
     parts = [float(losses[protocol][mask].mean()) for protocol, mask in product(losses, masks)]
     return sum(parts) / len(parts)
 
 
-def _task(probe: Probe) -> str:
+def task_of(probe: Probe) -> str:
+    """`general`, `single` or `cross`: what a probe asks for."""
     return "general" if probe.domains == (GENERAL,) else "cross" if probe.is_cross else "single"
 
 
