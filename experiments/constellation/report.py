@@ -54,6 +54,7 @@ def html(results: Mapping[str, Any]) -> str:
         targets=panels.target_panels(view),
         first=panels.collinearity_panels(view),
         rivals=panels.rival_panels(view),
+        general=summaries.general(view),
         ideas=panels.idea_panels(view),
         idea_table=summaries.ideas(view.rows("ideas")),
         updating=panels.updating_panels(view),
