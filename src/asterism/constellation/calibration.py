@@ -22,7 +22,7 @@ class Calibration(Settings):
     """Mode `fast`: log prior a standard unit of a candidate's coefficient, general text's being the generalist's."""
     fast_generalist: float = 0.0
     """Mode `fast`: log prior of the generalist beside a specialist's."""
-    fast_scale: float = Field(default=1.3, ge=0)
+    fast_scale: float = Field(default=1.0, ge=0)
     """Mode `fast`: factor on the mixed deltas."""
     losses: dict[str, float] = Field(default_factory=dict)
     """Measured on the validation probes: mean loss in nats a token of each way to answer, after the fit."""
