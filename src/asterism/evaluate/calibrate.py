@@ -98,9 +98,10 @@ def fitted(
     """(best numbers, their loss): one number after another, each over its values with the others as they stand."""
     best, least = start, loss(start)
     for name, values in grid.items():
-        tried = [(loss(best.changed(**{name: value})), value) for value in values if value != getattr(best, name)]
+        stands = getattr(best, name)
+        tried = [(loss(best.changed(**{name: value})), value) for value in values if value != stands]
         advance(len(values))
-        now, value = min(tried)
+        now, value = min([*tried, (least, stands)])
         if now < least - MARGIN:
             best, least = best.changed(**{name: value}), now
     return best, least
