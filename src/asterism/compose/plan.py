@@ -81,6 +81,7 @@ class Plan:
             raise SettingsError("A scaled mixture is a mixture of deltas.", met="mix: specialists", mend="mix: deltas")
         self._hidden = self._gathered([mixture.weights for mixture in mixtures], anatomy.hidden_size, "a mixture")
         self._mean = self._hidden.mean(dim=-1, keepdim=True)  # [G, N, 1]
+        self._even = settings.node_map != "per_module" and bool((self._hidden == self._hidden[..., :1]).all())
         self._weights: dict[str | int, Tensor] = {}  # [G, N, out] float64 on the CPU
         self._parts: dict[str | int, list[Tensor | None]] = {}
         self._bases: dict[tuple, Tensor | float] = {}
@@ -96,8 +97,11 @@ class Plan:
         return None if not parts and isinstance(base, float) and base == 1.0 else Terms(base, parts)
 
     def _key(self, parameter: str) -> str | int:
-        """What decides a parameter's weights: its module (`per_module`), its output size, or 0 for the mean weight."""
-        if self.settings.node_map == "mean" or self.anatomy.block_of(parameter) is None:
+        """What decides a parameter's weights: its module (`per_module`), its output size, or 0 for the mean weight.
+
+        Weights that are the same at every node are their mean everywhere, whatever the node map.
+        """
+        if self._even or self.settings.node_map == "mean" or self.anatomy.block_of(parameter) is None:
             return 0
         if self.settings.node_map == "per_module":
             return self.anatomy.module_of(parameter)
