@@ -15,6 +15,7 @@ from asterism.evaluate.probes import draw
 from asterism.evaluate.settings import EvaluationSettings
 from asterism.models.likelihood import logits_of, token_losses
 from experiments.constellation import ideas, updating
+from experiments.constellation.workshop import Workshop
 from tests.tiny import DOMAINS, tiny_cross, tiny_library, tiny_probes, tiny_singles
 
 SETTINGS = EvaluationSettings(max_length=48)
@@ -25,7 +26,7 @@ def shop(tmp_path_factory):
     library = tiny_library(tmp_path_factory.mktemp("library"))
     probes = [*tiny_singles()[:3], *tiny_cross()[:3]]
     with quiet():
-        return ideas.Workshop(library, Constellation.build(library, tiny_probes()), probes, SETTINGS)
+        return Workshop(library, Constellation.build(library, tiny_probes()), probes, SETTINGS)
 
 
 def test_every_idea_and_rival_has_a_row(shop):

@@ -11,16 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from asterism.constellation.diagnosis import WAYS as MEASURED
 from asterism.core.statistics import wilson
 
 CLOSE = 0.01
-WAYS = {
-    "compose": ("default",),
-    "merge": ("task_arithmetic", "uniform"),
-    "route": ("routed_coefficient", "routed_activation"),
-    "generalist": ("generalist",),
-}
-"""Advice -> the candidates that follow it; of several, the better one."""
+WAYS = {way: tuple(name.removesuffix("@") for name in names) for way, names in reversed(MEASURED.items())}
+"""Advice -> the candidates that follow it, as `diagnose` has it; of several the better one, of scales the best."""
 SAID = {"add noise": "compose", "domains not separable": "merge"}
 """Advice that is a way to compose, or to merge, in other words."""
 

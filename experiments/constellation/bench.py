@@ -47,8 +47,9 @@ class Bench:
     @cached_property
     def origin(self) -> str:
         """What everything here was made from."""
-        models = [self.library.digest(), *(self.library.digest(name) for name in self.library.names)]
-        return digest_of(models, [[probe.id, probe.text, list(probe.domains)] for probe in self.probes], self.settings.max_length)
+        return digest_of(
+            self.library.digests(), [[probe.id, probe.text, list(probe.domains)] for probe in self.probes], self.settings.max_length
+        )
 
     @cached_property
     def tokens(self) -> list[list[int]]:

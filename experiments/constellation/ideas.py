@@ -8,8 +8,7 @@ model over the query (a backward pass counts two), what is generated costs one m
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,89 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asterism.compose.composer import Composer
 from asterism.compose.refining import refined
 from asterism.compose.settings import CompositionSettings
 from asterism.constellation.calibration import Calibration
-from asterism.constellation.evidence import Evidence
-from asterism.constellation.index import Constellation
 from asterism.constellation.mixture import Mixture
-from asterism.constellation.probes import draw_index_probes
-from asterism.constellation.settings import IndexSettings, MixtureSettings
-from asterism.core.corpus import Probe, read_corpus
 from asterism.core.progress import counting
 from asterism.core.statistics import win_rate
-from asterism.core.storage import read_json, write_json
 from asterism.evaluate.calibrate import task_of
 from asterism.evaluate.candidates import static_candidates
 from asterism.evaluate.passes import score_static
-from asterism.evaluate.probes import read_span, validation_probes
-from asterism.evaluate.reading import Reading, read_all
-from asterism.evaluate.scoring import losses_of
-from asterism.evaluate.settings import EvaluationSettings, Protocol
-from asterism.models.batching import batches, pad_id, tokenise
-from asterism.models.library import Library
-from asterism.models.likelihood import logits_of, token_losses
-from experiments.constellation.models import device
-from experiments.constellation.rung import DOMAINS, Rung, rungs
+from asterism.evaluate.probes import read_span
+from asterism.evaluate.settings import Protocol
+from experiments.constellation.workshop import EVERYTHING, Row, Workshop, run
 
 PLACE = Path(__file__).parent / "ideas.json"
 PER_GROUP = 8
 """Validation probes a domain and pair, and as many general texts as of all domains."""
-EVERYTHING = CompositionSettings(node_map="mean")
 EMBEDDINGS, BLOCKS = "embeddings, norm and head", "blocks"
-
-
-class Workshop:
-    """One library, read once, and the validation probes that every idea is scored on."""
-
-    def __init__(self, library: Library, constellation: Constellation, probes: list[Probe], settings: EvaluationSettings) -> None:
-        self.library, self.constellation, self.probes, self.settings = library, constellation, probes, settings
-        self.tokens = tokenise(library.tokenizer, [probe.text for probe in probes], settings.max_length)
-        self.batches = batches(self.tokens, max_tokens=settings.max_tokens, pad=pad_id(library.tokenizer))
-        self.composer = Composer(library, EVERYTHING)
-        self.reading: Reading = read_all(library, self.composer, self.batches, len(probes), layer="final", ensembles=True)
-        self.token_losses = self._token_losses()
-        self._composers = {EVERYTHING.digest(): self.composer}
-
-    def evidence(self, protocol: Protocol) -> Evidence:
-        """What may be read, by everyone."""
-        of = {name: scores.read_loss[protocol] for name, scores in self.reading.specialists.items()}
-        return Evidence(self.reading.generalist.read_loss[protocol], of)
-
-    def mixtures(self, protocol: Protocol, calibration: Calibration, **changes: Any) -> list[Mixture]:
-        """The library's own mixtures under some numbers and settings."""
-        signatures = {name: scores.signature[protocol] for name, scores in self.reading.specialists.items()}
-        index, settings = self.constellation.with_calibration(calibration), MixtureSettings(**changes)
-        return index.mixture_from(self.reading.generalist.fingerprint[protocol], signatures, settings, evidence=self.evidence(protocol))
-
-    def read_ids(self, row: int, protocol: Protocol) -> list[int]:
-        """The tokens of a probe that may be read."""
-        return self.tokens[row][: read_span(protocol, len(self.tokens[row])).stop]
-
-    def losses(self, mixtures: dict[Protocol, list[Mixture]], composition: CompositionSettings) -> dict[Protocol, Tensor]:
-        """[n] mean loss of each probe under its own mixture."""
-        composer = self._composers.setdefault(composition.digest(), Composer(self.library, composition))
-        return {
-            protocol: torch.stack([self._loss(composer, m, i, protocol) for i, m in enumerate(own)]) for protocol, own in mixtures.items()
-        }
-
-    @torch.inference_mode()
-    def _loss(self, composer: Composer, mixture: Mixture, row: int, protocol: Protocol) -> Tensor:
-        ids = torch.tensor([self.tokens[row]], device=self.library.device)
-        return losses_of(token_losses(logits_of(composer.materialise(mixture), ids), ids).cpu(), [ids.shape[1]], protocol)[0][0]
-
-    @torch.inference_mode()
-    def _token_losses(self) -> list[Tensor]:
-        """For each probe [N + 1, T - 1]: every token's loss under each specialist and, last, the generalist."""
-        width, found = self.library.anatomy.hidden_size, [[] for _ in self.tokens]
-        for name in (*self.library.names, None):
-            model = self.composer.restore() if name is None else self.composer.materialise(Mixture.fixed({name: 1.0}, width))
-            for row, own in enumerate(self.tokens):
-                ids = torch.tensor([own], device=self.library.device)
-                found[row].append(token_losses(logits_of(model, ids), ids)[0].cpu())
-        return [torch.stack(rows) for rows in found]
-
 
 Idea = Callable[[Workshop, Protocol], list[Mixture]]
 
@@ -186,7 +119,7 @@ def descended(start: Idea, steps: int) -> Idea:
     return mixtures
 
 
-def rows_of(shop: Workshop, scale: str) -> Iterator[dict[str, Any]]:
+def rows_of(shop: Workshop, scale: str) -> Iterator[Row]:
     """One row an idea and rival: mean loss by protocol and task (one domain, two, general text), and win rates against the rivals."""
     rivals = _rivals(shop)
     everyone = list(ideas())
@@ -224,39 +157,16 @@ def _told(shop: Workshop, losses: dict[Protocol, Tensor], rivals: dict[str, dict
     return {"mean": round(sum(means) / len(means), 5), **told}
 
 
-def workshop_of(rung: Rung, corpus: Any, folder: Path, per_group: int = PER_GROUP) -> Workshop:
-    """The first seed's library of a trained rung, indexed as the ladder does it, on validation probes."""
-    library = Library.open(folder, device=device())
-    settings = EvaluationSettings(seed=42, max_length=rung.length)
-    index = draw_index_probes(corpus, DOMAINS, rung.probes, 42)
-    constellation = Constellation.build(library, index, IndexSettings(max_length=rung.length))
-    return Workshop(library, constellation, validation_probes(corpus, DOMAINS, settings, per_group), settings)
+def shown(rows: list[Row]) -> Iterable[str]:
+    """A line an idea, best first: mean loss, its cost, and the loss by protocol and task."""
+    for row in sorted(rows, key=lambda row: row["mean"]):
+        losses = [f"{value:.3f}" for key, value in row.items() if key.endswith(("cross", "single", "general"))]
+        yield f"{row['mean']:.4f}  {row['idea']:36s} cost {row['cost']}  " + "  ".join(losses)
 
 
 def main() -> None:
-    """Score every idea on every trained rung; finished rungs are kept in ideas.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", required=True)
-    parser.add_argument("--scale", default="lab")
-    parser.add_argument("--only", action="append")
-    parser.add_argument("--runs", type=Path, default=Path("runs/constellation"))
-    parser.add_argument("--out", type=Path, default=PLACE)
-    parser.add_argument("--per-group", type=int, default=PER_GROUP)
-    given = parser.parse_args()
-    corpus, kept = read_corpus(*given.data), read_json(given.out) if given.out.exists() else {"rows": []}
-    for rung in rungs(given.scale):
-        folder = given.runs / given.scale / rung.name / "seed-42"
-        if (given.only and rung.name not in given.only) or not (folder / "library.json").exists():
-            continue
-        if not any(row["scale"] == rung.name for row in kept["rows"]):
-            shop = workshop_of(rung, corpus, folder, given.per_group)
-            kept = {"probes": len(shop.probes), "rows": [*kept["rows"], *rows_of(shop, rung.name)]}
-            write_json(given.out, kept)
-        for row in sorted((row for row in kept["rows"] if row["scale"] == rung.name), key=lambda row: row["mean"]):
-            print(
-                f"{row['mean']:.4f}  {row['idea']:36s} cost {row['cost']}  "
-                + "  ".join(f"{v:.3f}" for k, v in row.items() if k.endswith(("cross", "single", "general")))
-            )
+    """Score every idea on every trained rung."""
+    run(__doc__, PLACE, PER_GROUP, rows_of, shown, lambda shop: {"probes": len(shop.probes)})
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def one(rung: Rung, domains: Domains, first: Path, folders: Mapping[str, Path], 
     probes, validation = domains.asked(len(folders))
     index = draw_index_probes(Corpus(train=dict(domains.train)), library.names, rung.probes, seed)
     settings = evaluation_settings(rung, len(folders), seed)
-    origin = digest_of([library.digest(), *map(library.digest, library.names)], index, _told(probes), _told(validation), settings.digest())
+    origin = digest_of(library.digests(), index, _told(probes), _told(validation), settings.digest())
     mark = out / "cost.json"
     if mark.exists() and read_json(mark)["origin"] == origin and (out / "evaluation" / "results.json").exists():
         return (*read_results(out / "evaluation"), read_json(mark)["cost"])

@@ -9,10 +9,8 @@ those that older mixtures left (`kept`). The text's own tokens stand for what a 
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +20,10 @@ from asterism.constellation.calibration import Calibration
 from asterism.constellation.evidence import Evidence
 from asterism.constellation.mixture import Mixture
 from asterism.constellation.settings import MixtureSettings
-from asterism.core.corpus import read_corpus
 from asterism.core.progress import counting
 from asterism.core.statistics import bootstrap_mean, win_rate
-from asterism.core.storage import read_json, write_json
 from asterism.models.likelihood import states_of, token_losses
-from experiments.constellation.ideas import Workshop, workshop_of
-from experiments.constellation.rung import rungs
+from experiments.constellation.workshop import Row, Workshop, run
 
 PLACE = Path(__file__).parent / "updating.json"
 READ = 32
@@ -38,7 +33,7 @@ EVERY = (16, 32, 64)
 PER_GROUP = 6
 
 
-def rows_of(shop: Workshop, scale: str) -> Iterator[dict[str, Any]]:
+def rows_of(shop: Workshop, scale: str) -> Iterator[Row]:
     """Mean loss after the first READ tokens of every way, and how often it beats the fixed mixture."""
     long = [row for row, ids in enumerate(shop.tokens) if len(ids) >= READ + max(EVERY)]
     prefixes = [_prefix_fingerprints(shop, row) for row in long]
@@ -69,7 +64,7 @@ def rows_of(shop: Workshop, scale: str) -> Iterator[dict[str, Any]]:
 
 def _prefix_fingerprints(shop: Workshop, row: int) -> Tensor:
     """[T, d]: the fingerprint of every prefix of a probe, from one pass of the generalist."""
-    ids = torch.tensor([shop.tokens[row]], device=shop.library.device)
+    ids = shop.ids(row)
     with torch.inference_mode(), states_of(shop.composer.restore(), None) as seen:
         shop.composer.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     states = seen[0][0].float().cpu()
@@ -87,7 +82,7 @@ def _mixture(shop: Workshop, row: int, prints: Tensor, read: int) -> Mixture:
 @torch.inference_mode()
 def _continued(shop: Workshop, row: int, prints: Tensor, every: int, kept: bool) -> float:
     """Mean loss of the tokens after the first READ, under mixtures made again every so many tokens."""
-    ids = torch.tensor([shop.tokens[row]], device=shop.library.device)
+    ids = shop.ids(row)
     cache, seen, losses = DynamicCache(), 0, []
     for start in range(READ, ids.shape[1], every):
         stop = min(start + every, ids.shape[1])
@@ -102,28 +97,16 @@ def _continued(shop: Workshop, row: int, prints: Tensor, every: int, kept: bool)
     return float(torch.cat(losses).mean())
 
 
+def shown(rows: list[Row]) -> Iterable[str]:
+    """A line a way."""
+    for row in rows:
+        gain = f"{row['gain']:.4f} ({row['gain_low']:.4f} to {row['gain_high']:.4f})"
+        yield f"{row['scale']}  {row['way']:18s} loss {row['loss']:.4f}  better than fixed by {gain}, n = {row['n']}"
+
+
 def main() -> None:
-    """Measure every trained rung's first seed; finished rungs are kept in updating.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", required=True)
-    parser.add_argument("--scale", default="lab")
-    parser.add_argument("--only", action="append")
-    parser.add_argument("--runs", type=Path, default=Path("runs/constellation"))
-    parser.add_argument("--out", type=Path, default=PLACE)
-    parser.add_argument("--per-group", type=int, default=PER_GROUP)
-    given = parser.parse_args()
-    corpus, kept = read_corpus(*given.data), read_json(given.out) if given.out.exists() else {"rows": []}
-    for rung in rungs(given.scale):
-        folder = given.runs / given.scale / rung.name / "seed-42"
-        if (given.only and rung.name not in given.only) or not (folder / "library.json").exists():
-            continue
-        if not any(row["scale"] == rung.name for row in kept["rows"]):
-            shop = workshop_of(rung, corpus, folder, given.per_group)
-            kept = {"read": READ, "rows": [*kept["rows"], *rows_of(shop, rung.name)]}
-            write_json(given.out, kept)
-        for row in (row for row in kept["rows"] if row["scale"] == rung.name):
-            gain = f"{row['gain']:.4f} ({row['gain_low']:.4f} to {row['gain_high']:.4f})"
-            print(f"{row['scale']}  {row['way']:18s} loss {row['loss']:.4f}  better than fixed by {gain}, n = {row['n']}")
+    """Measure every trained rung."""
+    run(__doc__, PLACE, PER_GROUP, rows_of, shown, lambda shop: {"read": READ})
 
 
 if __name__ == "__main__":

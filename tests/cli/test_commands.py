@@ -90,6 +90,8 @@ def test_explain_tells_the_coefficients_and_mixture_of_the_library(asterism, ori
     fast = asterism("explain", original, QUERY, "--mode", "fast", "--json").answer
     assert fast["losses"] == {}
     assert fast["shares"] == pytest.approx(opened[1].mixture(QUERY, mode="fast").shares, abs=1e-5)
+    paper = asterism("explain", original, QUERY, "--paper", "--json").answer
+    assert (paper["mode"], paper["losses"], paper["generalist"]) == ("nodes", {}, 0)
 
 
 def test_explain_reads_stdin(asterism, original, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -55,6 +57,8 @@ def test_weights_stay_above_zero_and_the_rest_is_the_generalists():
     assert after.shares == pytest.approx(dict(zip(KINDS, [0.4, 0.0, 0.2, 0.2], strict=True)), abs=1e-6)
     assert after.generalist == pytest.approx(0.2, abs=1e-6)
     assert after.scale == 2.0
+    own = moved(replace(mixture, modules={"h.0": mixture.weights[:, :4] / 2}), torch.tensor([0.2, -0.4, 0.0, 0.1])).modules["h.0"]
+    assert own[:, 0].tolist() == pytest.approx([0.25, 0.0, 0.1, 0.125], abs=1e-6)
     beyond = moved(mixture, torch.full((4,), 0.5))
     assert beyond.generalist < 0  # more than the whole of the deltas
     assert torch.isfinite(torch.tensor(beyond.entropy))

@@ -14,8 +14,9 @@ from asterism.constellation.settings import MixtureSettings
 from asterism.core.corpus import Probe
 from asterism.core.errors import DataError, UnknownName
 from asterism.evaluate import passes, run
-from asterism.evaluate.results import pool, read_results
+from asterism.evaluate.results import read_results
 from asterism.evaluate.settings import EvaluationSettings
+from asterism.evaluate.tables import tables
 from tests import tiny
 
 INDEX = tiny.tiny_probes()
@@ -155,18 +156,12 @@ def test_killed_run_goes_on(library, constellation, probes, tmp_path, monkeypatc
     assert results["table"] == evaluated[1]["table"]
 
 
-def test_pooled_seeds_count_each_probe_once(evaluated):
-    results, rows = read_results(evaluated[0])
-    other = [{**row, "seed": 43} for row in rows]
-    pooled, both = pool([(results, rows), ({**results, "seeds": [43]}, other)])
-    row = next(
-        r
-        for r in pooled["table"]
-        if (r["seed"], r["candidate"], r["rival"], r["task"], r["group"]) == ("all", "default", "generalist", "cross", "all")
-    )
+def test_tables_over_seeds_count_each_probe_once(evaluated):
+    rows = read_results(evaluated[0])[1]
+    wins, _ = tables([*rows, *({**row, "seed": 43} for row in rows)], "tiny")
+    asked = ("all", "default", "generalist", "cross", "all")
+    row = next(r for r in wins if (r["seed"], r["candidate"], r["rival"], r["task"], r["group"]) == asked)
     assert row["n"] == 4
-    assert len(both) == 2 * len(rows)
-    assert pooled["seeds"] == [42, 43]
 
 
 def test_noise_on_the_weights_is_drawn_from_what_is_read(library, constellation, probes, tmp_path):

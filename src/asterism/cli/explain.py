@@ -19,7 +19,7 @@ def app(library: LIBRARY, text: QUERY, paper: PAPER = False, *, given: Given):
     """Show what a text asks of the library: coefficients, mixture, entropy, and who holds the most nodes, layer by layer."""
     query = text_of(text)
     opened, constellation = open_both(library, given, paper=paper)
-    settings, _ = query_settings(given, constellation, paper=False)
+    settings, _ = query_settings(given, constellation, paper=paper)
     from asterism.constellation.explanation import explain
 
     found = explain(opened, constellation, query, settings)

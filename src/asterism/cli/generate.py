@@ -9,7 +9,7 @@ import typer
 from asterism.cli.explain import PAPER
 from asterism.cli.options import LIBRARY, Given, command
 from asterism.cli.places import open_both, query_settings, text_of
-from asterism.compose.settings import CompositionSettings
+from asterism.compose.settings import RENEW, CompositionSettings
 from asterism.constellation.settings import MixtureSettings
 
 
@@ -20,7 +20,7 @@ def app(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time.")] = 0.0,
     refine: Annotated[int, typer.Option(min=0, help="Gradient steps of each mixture on its text; each costs three forward passes.")] = 0,
-    renew: Annotated[int, typer.Option(min=0, help="Make the mixture again after this many new tokens; 0: never.")] = 64,
+    renew: Annotated[int, typer.Option(min=0, help="Make the mixture again after this many new tokens; 0: never.")] = RENEW,
     paper: PAPER = False,
     *,
     given: Given,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asterism.cli.options import Given
-from asterism.compose.settings import CompositionSettings
+from asterism.compose.settings import CompositionSettings, mixture_settings
 from asterism.constellation.settings import IndexSettings, MixtureSettings
 from asterism.core.errors import DataError, StorageError
 
@@ -42,15 +42,9 @@ def open_both(root: Path, given: Given, *, paper: bool = False) -> tuple[Library
 
 
 def query_settings(given: Given, constellation: Constellation, *, paper: bool) -> tuple[MixtureSettings, CompositionSettings]:
-    """Settings of a query's mixture and composition; the default K is at most the number of domains.
-
-    With the node map `per_module`, and with the paper's settings, weights are per node.
-    """
+    """Settings of a query's mixture and composition: what was given, over the defaults or the paper's."""
     composition = given.settings(CompositionSettings, CompositionSettings.paper() if paper else None)
-    k = min(MixtureSettings().top_k, len(constellation.domains))
-    per_module = composition.node_map == "per_module"
-    base = MixtureSettings(top_k=k, mode="nodes", per_module=per_module) if paper or per_module else MixtureSettings(top_k=k)
-    return given.settings(MixtureSettings, base), composition
+    return given.settings(MixtureSettings, mixture_settings(len(constellation.domains), composition, paper=paper)), composition
 
 
 def torch_dtype(name: str | None):

@@ -11,17 +11,13 @@ from torch import Tensor
 
 from asterism.compose.composer import Composer
 from asterism.compose.refining import refined
-from asterism.compose.settings import CompositionSettings
+from asterism.compose.settings import RENEW, CompositionSettings, mixture_settings
 from asterism.constellation.index import Constellation
 from asterism.constellation.mixture import Mixture
 from asterism.constellation.settings import MixtureSettings
 from asterism.core.errors import DataError
 from asterism.models.batching import pad_id, tokenise
 from asterism.models.library import Library
-
-RENEW = 64
-"""New tokens between two mixtures. Made again from what was written, a mixture predicts the rest better; keys and values that older
-mixtures left serve as well as new ones (experiments/constellation/updating.json)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ def answer(
     Raises DataError when a text leaves no room for new tokens within the model's positions.
     """
     composition = composition or CompositionSettings()
-    settings, window = mixture or _asked(constellation, composition), constellation.settings.max_length
+    settings, window = mixture or mixture_settings(len(constellation.domains), composition), constellation.settings.max_length
     composer, tokenizer = Composer(library, composition), library.tokenizer
     rows = _tokens(library, texts, max_new_tokens)
     ids, mask = _left_padded(library, rows)
@@ -99,13 +95,6 @@ def _ends(composer: Composer) -> set[int]:
 def _until(tokens: list[int], ends: set[int]) -> list[int]:
     """The tokens up to the first that ends the answer, that one included."""
     return next((tokens[: place + 1] for place, token in enumerate(tokens) if token in ends), tokens)
-
-
-def _asked(constellation: Constellation, composition: CompositionSettings) -> MixtureSettings:
-    """The default mixture, of at most the domains there are; weights per node where the node map asks for them."""
-    k = min(MixtureSettings().top_k, len(constellation.domains))
-    per_module = composition.node_map == "per_module"
-    return MixtureSettings(top_k=k, mode="nodes", per_module=True) if per_module else MixtureSettings(top_k=k)
 
 
 def _tokens(library: Library, texts: Sequence[str], room: int) -> list[list[int]]:

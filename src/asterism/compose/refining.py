@@ -18,7 +18,7 @@ from asterism.models.changes import Dense
 from asterism.models.likelihood import logits_of, token_losses
 
 RATE = 0.3
-"""Step on the delta weights, in nats a token: chosen on validation probes."""
+"""Step on the delta weights for a gradient of 1 nat a token. Set by hand; its gain is measured (experiments/constellation/ideas.json)."""
 
 
 def refined(composer: Composer, mixture: Mixture, ids: Sequence[int], *, steps: int = 1, rate: float = RATE) -> Mixture:
@@ -35,8 +35,10 @@ def refined(composer: Composer, mixture: Mixture, ids: Sequence[int], *, steps: 
 def moved(mixture: Mixture, step: Tensor) -> Mixture:
     """The mixture with `step` [K] added to its effective delta weights (scale x weight), none of them below zero."""
     factor = mixture.scale or 1.0
-    weights = (mixture.weights + step[:, None].to(mixture.weights) / factor).clamp_min(0)
-    return replace(mixture, weights=weights, generalist=1 - float(weights.mean(dim=1).sum()), scale=factor)
+    added = step[:, None].to(mixture.weights) / factor
+    weights = (mixture.weights + added).clamp_min(0)
+    modules = {path: (own + added).clamp_min(0) for path, own in mixture.modules.items()}
+    return replace(mixture, weights=weights, modules=modules, generalist=1 - float(weights.mean(dim=1).sum()), scale=factor)
 
 
 def weight_gradient(composer: Composer, mixture: Mixture, ids: Sequence[int]) -> Tensor:

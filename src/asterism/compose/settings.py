@@ -6,7 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from asterism.constellation.settings import MixtureSettings
 from asterism.core.settings import Settings
+
+RENEW = 64
+"""New tokens between two mixtures of an answer. Made again from what was written, a mixture predicts the rest better; keys and values that
+older mixtures left serve as well as new ones (experiments/constellation/updating.json)."""
 
 
 class CompositionSettings(Settings):
@@ -34,3 +39,12 @@ class CompositionSettings(Settings):
     def paper(cls, **values) -> CompositionSettings:
         """The paper's settings: last 4 blocks, specialists mixed node by node."""
         return cls(**{"layers": 4, "node_map": "tiled", "mix": "specialists", **values})
+
+
+def mixture_settings(domains: int, composition: CompositionSettings, *, paper: bool = False) -> MixtureSettings:
+    """A query's mixture where nothing is asked for: at most `domains` specialists.
+
+    Weights are per node with the node map `per_module`, which needs them, and with the paper's settings.
+    """
+    k, per_module = min(MixtureSettings().top_k, domains), composition.node_map == "per_module"
+    return MixtureSettings.paper(top_k=k, per_module=per_module) if paper or per_module else MixtureSettings(top_k=k)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, log2
+from math import log2
 from typing import Any
 
 import torch
@@ -23,15 +23,16 @@ def explain(library: Library, constellation: Constellation, text: str, settings:
     same over all module outputs of a block, from signatures taken at every module. JSON-able.
     """
     settings = settings or MixtureSettings()
-    mixture = constellation.mixture(text, settings)
-    active = constellation.mixture(text, top_k=settings.top_k, mode="nodes", signature=settings.signature, per_module=True)
+    per_node = settings if settings.mode == "nodes" else MixtureSettings.paper(top_k=settings.top_k)
+    active = constellation.mixture(text, per_node, per_module=True)
+    mixture = active if settings.mode == "nodes" else constellation.mixture(text, settings)
     candidates = len(mixture.specialists) + bool(mixture.generalist)
     return {
         "text": text,
         "mode": settings.mode,
         "coefficients": dict(zip(constellation.domains, constellation.coefficients(text).tolist(), strict=True)),
         "specialists": list(mixture.specialists),
-        "losses": {name or "generalist": loss for name, loss in mixture.losses.items() if isfinite(loss)},
+        "losses": mixture.evidence,
         "shares": mixture.shares,
         "generalist": mixture.generalist,
         "scale": mixture.scale,

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from asterism.core.errors import DataError, UnsupportedError
-from asterism.core.progress import counting, is_quiet, quiet
+from asterism.core.errors import UnsupportedError
 from asterism.models.anatomy import Anatomy
-from asterism.models.batching import Batch, batches, hidden_states, masked_mean, pad_id, tokenise
+from asterism.models.batching import Batch, finite, hidden_states, masked_mean, placed_batches
 from asterism.models.types import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_LENGTH, MAX_TOKENS = 256, 4096
@@ -69,13 +68,13 @@ def module_signatures(
     """
     paths = [*block_modules(anatomy), anatomy.layout.final_norm]
     found: dict[str, Tensor] = {}
-    for batch, rows in _placed(model, tokenizer, texts, max_length, max_tokens):
+    for batch, rows in placed_batches(model, tokenizer, texts, max_length, max_tokens):
         batch = _told_apart(model, batch)
         with _watching(model, paths, batch) as seen:
             hidden_states(model, batch)
         for path, pooled in seen.items():
             found.setdefault(path, torch.empty(len(texts), pooled.shape[1]))[rows] = pooled.float().cpu()
-    return {path: _finite(values, texts) for path, values in found.items()}
+    return {path: finite(values, texts) for path, values in found.items()}
 
 
 def block_modules(anatomy: Anatomy) -> tuple[str, ...]:
@@ -86,25 +85,13 @@ def block_modules(anatomy: Anatomy) -> tuple[str, ...]:
 @torch.no_grad()
 def _pooled(model, tokenizer, texts: Sequence[str], layer, max_length: int, max_tokens: int, *, absolute: bool) -> Tensor:
     pooled: Tensor | None = None
-    for batch, rows in _placed(model, tokenizer, texts, max_length, max_tokens):
+    for batch, rows in placed_batches(model, tokenizer, texts, max_length, max_tokens):
         means = masked_mean(hidden_states(model, batch, layer), batch.lengths, absolute=absolute).float().cpu()
         if pooled is None:
             pooled = means.new_empty(len(texts), means.shape[1])
         pooled[rows] = means
-    assert pooled is not None  # _placed refuses an empty list
-    return _finite(pooled, texts)
-
-
-def _placed(model, tokenizer, texts: Sequence[str], max_length: int, max_tokens: int) -> Iterator[tuple[Batch, list[int]]]:
-    """Batches on the model's device with the rows they fill; a progress bar where there are several."""
-    if isinstance(texts, str) or not len(texts):
-        raise DataError("Fingerprints are taken of a list of texts, at least one.", met=repr(texts), mend='e.g. ["one text"]')
-    limit = getattr(model.config, "max_position_embeddings", None) or max_length
-    made = batches(tokenise(tokenizer, texts, min(max_length, limit)), max_tokens=max_tokens, pad=pad_id(tokenizer))
-    with quiet(is_quiet() or len(made) == 1), counting("texts", len(texts)) as advance:
-        for batch in made:
-            yield batch.to(model.device), list(batch.rows)
-            advance(len(batch.rows))
+    assert pooled is not None  # placed_batches refuses an empty list
+    return finite(pooled, texts)
 
 
 @contextmanager
@@ -148,11 +135,3 @@ def _told_apart(model: PreTrainedModel, batch: Batch) -> Batch:
     if wider == length or wider > (getattr(config, "max_position_embeddings", None) or wider):
         return batch
     return dataclasses.replace(batch, ids=pad(batch.ids, (0, wider - length)))
-
-
-def _finite(pooled: Tensor, texts: Sequence[str]) -> Tensor:
-    if not bool(pooled.isfinite().all()):
-        row = int((~pooled.isfinite()).any(dim=1).nonzero()[0])
-        mend = "use a wider dtype (float32, bfloat16), or check the weights"
-        raise DataError("A model's hidden states are not finite.", met=f"text {row}: {texts[row][:60]!r}", mend=mend)
-    return pooled

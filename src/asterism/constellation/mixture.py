@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -63,6 +64,11 @@ class Mixture:
         """Mean over the nodes of the weights' entropy in bits (Eq. 11), the generalist's weight among them."""
         own = self.weights.new_full((1, self.nodes), max(self.generalist, 0.0))
         return float(entropy_bits(torch.cat([self.weights, own])).mean())
+
+    @property
+    def evidence(self) -> dict[str, float]:
+        """The losses that are known, by name, the generalist's under `generalist`."""
+        return {name or "generalist": loss for name, loss in self.losses.items() if isfinite(loss)}
 
     @property
     def nodes(self) -> int:

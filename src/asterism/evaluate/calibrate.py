@@ -74,9 +74,9 @@ def calibrate(
         everything = Composer(library, CompositionSettings(layers="all", node_map="mean"))
         return pack(read_all(library, everything, batched, len(probes), layer=constellation.settings.layer, ensembles=False))
 
-    reading = unpack(parts.tensors("reading", read) if parts else read(), library.names)
+    reading = unpack(_kept(parts, "reading", read), library.names)
     objective = _objective(library, reading, probes, batched, settings, parts)
-    found, losses = Calibration(), rivals(library, constellation, reading, probes, batched, settings)
+    found, losses = Calibration(), rivals(library, constellation, reading, probes, batched, settings, parts)
     k = min(settings.top_k, len(library.names))
     with counting("values", sum(len(values) for grid in GRIDS.values() for values in grid.values())) as advance:
         for mode, grid in GRIDS.items():
@@ -127,14 +127,15 @@ def rivals(
     probes: Sequence[Probe],
     batched: Sequence[Batch],
     settings: EvaluationSettings,
+    parts: Parts | None,
 ) -> dict[str, float]:
     """Mean loss of the other ways to answer, by the same measure: generalist, routers, static merges, and the oracle."""
     told = {"generalist": mean_loss({p: reading.generalist.loss[p] for p in settings.protocols}, probes)}
     picked = {p: derived(reading, constellation, p) for p in settings.protocols}
     told |= {name: mean_loss({p: picked[p][name][0] for p in picked}, probes) for name in picked[settings.protocols[0]]}
     for candidate in static_candidates(library, settings):
-        scores = score_static(library, candidate, batched, len(probes))
-        told[candidate.name] = mean_loss({p: scores.loss[p] for p in settings.protocols}, probes)
+        scores = _kept(parts, candidate.name, lambda c=candidate: {**score_static(library, c, batched, len(probes)).loss})
+        told[candidate.name] = mean_loss({p: scores[p] for p in settings.protocols}, probes)
     return told
 
 
@@ -157,16 +158,18 @@ def _objective(
             }
 
     def loss(candidate: Composed) -> float:
-        if parts is None or candidate.index is None:
-            return mean_loss(scored(candidate), probes)
-        name = f"{candidate.name}-{candidate.index.calibration.digest()}"
-        return mean_loss(parts.tensors(name, lambda: scored(candidate)), probes)
+        assert candidate.index is not None, "what is calibrated has an index"
+        return mean_loss(_kept(parts, f"{candidate.name}-{candidate.index.calibration.digest()}", lambda: scored(candidate)), probes)
 
     return loss
 
 
+def _kept(parts: Parts | None, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The part called `name`, made now unless an interrupted fit has finished it; always made where nothing is kept."""
+    return parts.tensors(name, make) if parts else dict(make())
+
+
 def _origin(library: Library, constellation: Constellation, probes: Sequence[Probe], settings: EvaluationSettings) -> str:
     """What a fit is made from: a kept pass of anything else is thrown away."""
-    models = [library.digest(), *map(library.digest, library.names)]
     index = [dict(constellation.origin), constellation.settings.digest()]
-    return digest_of(models, index, [[probe.text, list(probe.domains)] for probe in probes], settings.digest())
+    return digest_of(library.digests(), index, [[probe.text, list(probe.domains)] for probe in probes], settings.digest())

@@ -8,7 +8,6 @@ from typing import Any
 
 from asterism.core.errors import StorageError
 from asterism.core.storage import read_json, replacing, write_json
-from asterism.evaluate.tables import tables
 
 FORMAT = 1
 
@@ -31,12 +30,3 @@ def read_results(out: str | Path) -> tuple[dict[str, Any], list[dict]]:
     if results.get("format_version") != FORMAT:
         raise StorageError("Results of another format.", met=results.get("format_version"), mend="evaluate again with this version")
     return results, pyarrow.parquet.read_table(Path(out) / "rows.parquet").to_pylist()
-
-
-def pool(parts: Sequence[tuple[dict[str, Any], list[dict]]]) -> tuple[dict[str, Any], list[dict]]:
-    """Results of several seeds as one: tables over all rows, lists joined, the first seed's pictures kept."""
-    first = parts[0][0]
-    rows = [row for _, part in parts for row in part]
-    wins, losses = tables(rows, first["scale"])
-    joined = {key: [entry for results, _ in parts for entry in results[key]] for key in ("seeds", "retrieval", "correlation", "mixtures")}
-    return {**first, "table": wins, "losses": losses, **joined}, rows

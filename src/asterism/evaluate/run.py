@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ def evaluate(
     score_batches = batches(tokens, max_tokens=settings.max_tokens, pad=pad)
 
     made_from = {
-        "library": [library.digest(), *(library.digest(name) for name in library.names)],
+        "library": library.digests(),
         "constellation": constellation.origin,
         "calibration": constellation.calibration.digest(),
         "index": constellation.settings.model_dump(mode="json"),
@@ -222,7 +221,7 @@ def _example(
         "specialists": list(mixture.specialists),
         "coefficients": mixture.coefficients.tolist(),
         "weights": mixture.weights.tolist(),
-        "losses": {name or "generalist": loss for name, loss in mixture.losses.items() if isfinite(loss)},
+        "losses": mixture.evidence,
         "generalist": mixture.generalist,
         "scale": mixture.scale,
         "entropy": mixture.entropy,

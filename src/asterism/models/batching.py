@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from asterism.core.errors import DataError, SettingsError
+from asterism.core.progress import counting, is_quiet, quiet
 from asterism.models.anatomy import anatomy_of
 
 Layer = int | Literal["final"]
@@ -72,6 +73,32 @@ def batches(token_lists: Sequence[Sequence[int]], *, max_tokens: int = 4096, pad
         else:
             groups.append([row])
     return [_padded(token_lists, group, pad) for group in groups]
+
+
+def placed_batches(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, max_tokens: int
+) -> Iterator[tuple[Batch, list[int]]]:
+    """Batches of texts on the model's device with the rows they fill; a progress bar where there are several.
+
+    Texts are cut at `max_length` tokens, or at the model's positions where those are fewer. DataError for no list of texts.
+    """
+    if isinstance(texts, str) or not len(texts):
+        raise DataError("A model reads a list of texts, at least one.", met=repr(texts), mend='e.g. ["one text"]')
+    limit = getattr(model.config, "max_position_embeddings", None) or max_length
+    made = batches(tokenise(tokenizer, texts, min(max_length, limit)), max_tokens=max_tokens, pad=pad_id(tokenizer))
+    with quiet(is_quiet() or len(made) == 1), counting("texts", len(texts)) as advance:
+        for batch in made:
+            yield batch.to(model.device), list(batch.rows)
+            advance(len(batch.rows))
+
+
+def finite(pooled: Tensor, texts: Sequence[str]) -> Tensor:
+    """What was pooled of each text, [n, d]; DataError naming the first text where it is NaN or infinite."""
+    if not bool(pooled.isfinite().all()):
+        row = int((~pooled.isfinite()).any(dim=1).nonzero()[0])
+        mend = "use a wider dtype (float32, bfloat16), or check the weights"
+        raise DataError("A model's hidden states are not finite.", met=f"text {row}: {texts[row][:60]!r}", mend=mend)
+    return pooled
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch, layer: Layer = "final") -> Tensor:

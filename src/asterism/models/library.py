@@ -163,6 +163,10 @@ class Library:
         folder = self._folder if name is None else self._specialist(name).folder
         return folder_digest(folder, self.root)
 
+    def digests(self) -> list[str]:
+        """The digests of the generalist and of every specialist, in order: what anything measured of the whole library comes from."""
+        return [self.digest(), *map(self.digest, self.names)]
+
     def tensor(self, parameter: str) -> Tensor:
         """The generalist's parameter in the library's dtype, on its device; read once. NaN or Inf: DataError."""
         if parameter not in self._tensors:

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asterism.core.errors import DataError
 from asterism.models.anatomy import anatomy_of
-from asterism.models.batching import batches, masked_mean, pad_id, tokenise
+from asterism.models.batching import finite, masked_mean, placed_batches
 from asterism.models.types import PreTrainedModel, PreTrainedTokenizerBase
 
 LOGITS_BUDGET = 2**28
@@ -61,29 +60,15 @@ def read(
     """One forward pass a text: (mean hidden states [n, d], mean loss [n] in nats a token), both float32 on the CPU.
 
     The states are those of `layer` (the fingerprint's, Eq. 4). A text of one token has no loss: NaN. Batches change no result and
-    hold at most LOGITS_BUDGET bytes of logits. Raises DataError for a text without tokens, or states that are not finite.
+    hold at most LOGITS_BUDGET bytes of logits. Raises DataError for no list of texts, a text without tokens, or states that are not finite.
     """
-    if isinstance(texts, str) or not len(texts):
-        raise DataError("A model reads a list of texts, at least one.", met=repr(texts), mend='e.g. ["one text"]')
-    limit = getattr(model.config, "max_position_embeddings", None) or max_length
-    tokens = tokenise(tokenizer, texts, min(max_length, limit))
-    fitting = max(1, min(max_tokens, LOGITS_BUDGET // (4 * anatomy_of(model).vocabulary)))
-    path = None if layer == "final" else anatomy_of(model).block_path(int(layer))
-    states, losses = torch.empty(len(texts), anatomy_of(model).hidden_size), torch.full((len(texts),), torch.nan)
-    for batch in batches(tokens, max_tokens=fitting, pad=pad_id(tokenizer)):
-        placed, rows = batch.to(model.device), list(batch.rows)
+    anatomy = anatomy_of(model)
+    fitting = max(1, min(max_tokens, LOGITS_BUDGET // (4 * anatomy.vocabulary)))
+    path = None if layer == "final" else anatomy.block_path(int(layer))
+    states, losses = torch.empty(len(texts), anatomy.hidden_size), torch.full((len(texts),), torch.nan)
+    for batch, rows in placed_batches(model, tokenizer, texts, max_length, fitting):
         with states_of(model, path) as seen:
-            logits = logits_of(model, placed.ids)
-        states[rows] = masked_mean(seen[0], placed.lengths).float().cpu()
-        losses[rows] = mean_losses(token_losses(logits, placed.ids).cpu(), batch.lengths)
-    if not bool(states.isfinite().all()):
-        row = int((~states.isfinite()).any(dim=1).nonzero()[0])
-        mend = "use a wider dtype (float32, bfloat16), or check the weights"
-        raise DataError("A model's hidden states are not finite.", met=f"text {row}: {texts[row][:60]!r}", mend=mend)
-    return states, losses
-
-
-def mean_losses(losses: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over each row's own tokens: losses [B, T-1], lengths [B] in tokens -> [B]; NaN for a row of one token."""
-    own = torch.arange(losses.shape[1]) < (lengths - 1)[:, None]
-    return losses.masked_fill(~own, 0).sum(dim=1) / (lengths - 1)
+            logits = logits_of(model, batch.ids)
+        states[rows] = masked_mean(seen[0], batch.lengths).float().cpu()
+        losses[rows] = masked_mean(token_losses(logits, batch.ids)[..., None], batch.lengths - 1)[:, 0].cpu()
+    return finite(states, texts), losses
