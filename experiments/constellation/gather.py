@@ -131,14 +131,22 @@ def _take(results: Row, rung: Rung, folder: Path, seeds: Sequence[int]) -> list[
 
 
 def _tables(kept: Path, rows: Sequence[Row], scale: str) -> tuple[list[Row], list[Row]]:
-    """Win rates and losses of the evaluation; kept beside the rung, because the bootstrap over every group takes a while."""
+    """Win rates and losses of the evaluation; kept beside the rung, because the bootstrap over every group takes a while.
+
+    Groups are told of some candidates alone. Where there are several seeds, one alone is told of over all groups, against RIVALS.
+    """
     origin = digest_of([list(row.values()) for row in rows])
     if not kept.exists() or read_json(kept)["origin"] != origin:
         wins, losses = tables(rows, scale)
-        keep = lambda row: row["group"] == "all" or row["candidate"] in GROUPED  # noqa: E731
-        write_json(kept, {"origin": origin, "table": list(filter(keep, wins)), "losses": list(filter(keep, losses))})
-    stored = read_json(kept)
-    return stored["table"], stored["losses"]
+        write_json(kept, {"origin": origin, "table": wins, "losses": losses})
+    stored, pooled = read_json(kept), len({row["seed"] for row in rows}) > 1
+
+    def told(row: Row) -> bool:
+        if pooled and row["seed"] != "all":
+            return row["group"] == "all" and row.get("rival") in (None, *RIVALS)
+        return row["group"] == "all" or row["candidate"] in GROUPED
+
+    return list(filter(told, stored["table"])), list(filter(told, stored["losses"]))
 
 
 def swept(name: str, points: Mapping[int, Sequence[Row]], rows: Sequence[Row], scale: str) -> tuple[list[Row], list[Row]]:
