@@ -30,15 +30,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with told_as_storage_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            _sync(temporary)
-            _swap(temporary, path)
-            _sync_one(path.parent)
+            put_in_place(temporary, path)
     finally:
         with suppress(OSError):  # whatever went wrong above is the better story
             if temporary.is_dir():
                 shutil.rmtree(temporary, ignore_errors=True)
             else:
                 temporary.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Sync a finished file or folder to the disk and give it the name `path` beside it; what was there is replaced whole."""
+    _sync(temporary)
+    _swap(temporary, path)
+    _sync_one(path.parent)
 
 
 @contextmanager

@@ -1,0 +1,118 @@
+"""Checkpoints written tensor by tensor: what safetensors reads back, what a failure leaves, what a kill costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from asterism.core.errors import StorageError
+from asterism.merge import files
+from asterism.merge.files import Layout, laid_out, writing
+from asterism.models.checkpoints import Checkpoint
+
+TENSORS = {
+    "a": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+    "b": torch.randn(5, dtype=torch.float64),
+    "c": torch.randn(7, 3).bfloat16(),
+    "d": torch.randn(2, 2, 2).half(),
+    "empty": torch.zeros(0, 4),
+}
+
+
+def layout(shard_bytes: int = files.SHARD_BYTES) -> Layout:
+    return laid_out({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in TENSORS.items()}, shard_bytes)
+
+
+def write(out, plan: Layout, names=tuple(TENSORS), *, origin="origin", end: type[BaseException] | None = None):
+    """Write these tensors and, where asked, end in that way; what was done before."""
+    with writing(out, plan, origin) as output:
+        before = dict(output.done)
+        for name in names:
+            if name not in before:
+                output.write(name, TENSORS[name], {"letter": name})
+        if end:
+            raise end
+    return before
+
+
+@pytest.fixture
+def killed(tmp_path, monkeypatch):
+    """A place where a run was killed after two tensors."""
+    monkeypatch.setattr(files, "_SYNC_BYTES", 1)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "model", layout(), ["a", "b"], end=KeyboardInterrupt)
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("shard_bytes", [files.SHARD_BYTES, 60, 1])
+def test_what_is_written_is_read(tmp_path, shard_bytes):
+    out, plan = tmp_path / "model", layout(shard_bytes)
+    write(out, plan)
+    assert len(plan.headers) == {files.SHARD_BYTES: 1, 60: 3, 1: 5}[shard_bytes]
+    checkpoint = Checkpoint.open(out)
+    assert set(checkpoint.names) == set(TENSORS)
+    for name, tensor in TENSORS.items():
+        assert torch.equal(checkpoint.tensor(name), tensor)
+    with safe_open(next(iter(checkpoint.files)), framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    assert {path.name for path in out.iterdir()} == {*plan.headers, *(["model.safetensors.index.json"] if plan.index else [])}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_else_is_put_there_belongs_to_it(tmp_path):
+    with writing(tmp_path / "model", layout(), "origin") as output:
+        (output.folder / "config.json").write_text("{}")
+    assert (tmp_path / "model" / "config.json").read_text() == "{}"
+
+
+def test_an_error_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        write(tmp_path / "model", layout(), "a", end=ZeroDivisionError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_run_goes_on(killed):
+    assert not killed.exists()
+    before = write(killed, layout())
+    assert before["a"] == {"letter": "a"}
+    assert "c" not in before
+    checkpoint = Checkpoint.open(killed)
+    assert all(torch.equal(checkpoint.tensor(name), tensor) for name, tensor in TENSORS.items())
+
+
+def test_another_work_begins_anew(killed):
+    assert write(killed, layout(), origin="another") == {}
+
+
+def test_a_cut_journal_loses_its_last_line_alone(killed):
+    journal = killed.with_name(".model.merging") / ".journal"
+    origin, *lines = journal.read_text().splitlines()
+    assert len(lines) == 2
+    journal.write_text("\n".join([origin, lines[0], lines[1][:3]]))
+    assert set(write(killed, layout())) == {"a"}
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    with pytest.raises(StorageError, match="too little room"):
+        write(tmp_path / "model", layout())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_is_told_with_the_place(tmp_path, monkeypatch):
+    def full(self, name, tensor, note):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.Output, "_write", full)
+    with pytest.raises(StorageError, match="No space left") as error:
+        write(tmp_path / "model", layout())
+    assert str(tmp_path / "model") in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_at_one_place_are_refused(tmp_path):
+    with writing(tmp_path / "model", layout(), "origin") as output:
+        with pytest.raises(StorageError, match="Another merge"):
+            write(tmp_path / "model", layout())
+        assert output.folder.is_dir()
