@@ -123,7 +123,8 @@ class Output:
 
     def _write(self, name: str, tensor: Tensor, note: Any) -> None:
         slot = self.layout.slots[name]
-        data, file = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()), self._files[slot.shard]
+        bits: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        data, file = memoryview(bits), self._files[slot.shard]
         file.seek(slot.start)
         while data:
             data = data[file.write(data) :]
