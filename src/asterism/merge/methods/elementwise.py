@@ -103,5 +103,6 @@ def ramplus_tl(
     for delta, mine in zip(stack, changed, strict=True):
         own, shared = int((mine & (number == 1)).sum()), int((mine & (number > 1)).sum())
         raised = 1 + r * min(shared / max(own, 1), alpha)
-        merged += torch.where(number == 1, raised, 1.0).to(delta.dtype) * delta.where(mine, 0.0) / number.clamp_min(1)
+        part = delta.where(mine, 0.0) / number.clamp_min(1)
+        merged += torch.where(number == 1, raised * part, part)
     return merged

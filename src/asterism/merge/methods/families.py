@@ -23,14 +23,16 @@ _BLOCK = 1 << 20  # entries at a time, of what is merged entry by entry
 class Combination(Method):
     """function(gram [..., K, K], **parameters) -> coefficients [..., K]."""
 
-    blind: bool = False
-    """The function looks at K alone, so the tensors need not be read for it."""
     split: Callable[..., Split] | None = None
     """function(**parameters of its own) -> what is merged by itself."""
 
     def coefficients(self, gram: Tensor, bound: Mapping[str, Any]) -> Tensor:
         """[..., K, K] -> [..., K] float64."""
         return self.function(gram, **arguments_for(self.function, bound))
+
+    def keeps(self, count: int, bound: Mapping[str, Any], *, based: bool) -> bool:
+        alike = torch.ones(count, count, dtype=torch.float64)
+        return based or abs(float(self.coefficients(alike, bound).sum()) - 1) < 1e-9
 
     def _own_parameters(self) -> dict[str, Parameter]:
         return super()._own_parameters() | (parameters_of(self.split) if self.split else {})
@@ -54,12 +56,10 @@ class Combination(Method):
         if origin is not None:
             flat, weights = [origin, *flat], torch.cat([1 - weights.sum(-1, keepdim=True), weights], dim=-1)
         _mix(out.view(flat[0].shape), flat, weights, axis=1 if split == "columns" else 0)
-        if self.blind and not finite(out):
-            raise not_finite(name)
 
 
 def _vectors(tensor: Tensor, split: Split) -> Tensor:
-    """As a matrix whose rows (or columns) are merged by themselves; a view where the tensor is contiguous."""
+    """As a matrix whose rows (or columns) are merged by themselves."""
     if split == "whole":
         return tensor.reshape(1, -1)
     return tensor.reshape(-1, tensor.shape[-1]) if split == "rows" else tensor.reshape(tensor.shape[0], -1)
@@ -128,7 +128,7 @@ class Elementwise(Method):
         if not self.pointwise:
             self._part(out, sources, base is not None, dtype, arguments, name)
             return
-        for part, *pieces in zip(*(tensor.view(-1).split(_BLOCK) for tensor in (out, *(s.contiguous() for s in sources))), strict=True):
+        for part, *pieces in zip(*(tensor.view(-1).split(_BLOCK) for tensor in (out, *sources)), strict=True):
             self._part(part, pieces, base is not None, dtype, arguments, name)
 
     def _part(

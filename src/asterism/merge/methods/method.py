@@ -12,8 +12,9 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_typ
 import torch
 from torch import Tensor
 
-from asterism.core.errors import MismatchError, SettingsError, UnknownName
-from asterism.core.gram import accumulator, check
+from asterism.core.errors import DataError, MismatchError, SettingsError, UnknownName
+from asterism.core.gram import accumulator, check, not_finite
+from asterism.core.sifting import finite
 
 PerModel = float | Sequence[float]
 """A parameter that has a value for each stacked model; one number stands for all."""
@@ -149,6 +150,8 @@ class Method:
     most: int | None = None
     idle: tuple[Parameter, ...] = ()
     """Parameters that are accepted and change nothing."""
+    blind: bool = False
+    """The function does not look at the tensors, only at how many there are."""
 
     @property
     def name(self) -> str:
@@ -241,21 +244,24 @@ class Method:
         """
         self._check_base(base)
         check((out, *tensors), base)
+        tensors, base = tuple(tensor.contiguous() for tensor in tensors), None if base is None else base.contiguous()
         if base is not None and not tensors:
             out.copy_(base)
         elif out.numel():
             with torch.no_grad():
-                self._into(out, tuple(tensors), base, bound, tuple(keys), name)
+                self._into(out, tensors, base, bound, tuple(keys), name)
+            if (self.blind or out.dtype == torch.float16) and not finite(out):
+                if not all(map(finite, tensors if base is None else (base, *tensors))):
+                    raise not_finite(name)
+                met = f"{name or 'one of the tensors'}, {out.dtype}"
+                raise DataError("The merge is too large for its dtype.", met=met, mend="another dtype, or smaller weights")
 
     def on_stack(self, stack: Tensor, base: Tensor | None = None, *, keys: Sequence[int] = (), **parameters: object) -> Tensor:
         """The method as a function: stack [K, *shape] as it is told in the class -> [*shape]; with a base, the result is added to it.
 
         parameters: by recipe name, per-model ones as one value or K. The stack's dtype, computed in float32 or wider.
         """
-        if base is not None and self.stack == "models":
-            raise MismatchError(
-                f"{self.name} merges models, no deltas.", met="a base beside the stack", mend="put the base first in the stack"
-            )
+        self._check_base(base)
         dtype = accumulator(stack)
         wide = stack.to(dtype)
         out = torch.zeros(wide.shape[1:], dtype=dtype, device=stack.device)
@@ -267,6 +273,13 @@ class Method:
     def _check_base(self, base: Tensor | None) -> None:
         if base is not None and self.stack == "models":
             raise MismatchError(f"{self.name} merges models, no deltas.", met="a base beside them", mend="the base as the first of them")
+
+    def keeps(self, count: int, bound: Mapping[str, Any], *, based: bool) -> bool:
+        """Whether `count` equal tensors merge to themselves, so that nothing need be computed.
+
+        based: what is merged is deltas, from a base that equals them.
+        """
+        return based or count > 1
 
     # What a family provides.
 
