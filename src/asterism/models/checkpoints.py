@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from asterism.core.storage import read_json
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """safetensors dtypes that hold plain weights; the rest are indices or quantised codes."""
+OLD_BUFFERS = re.compile(r"(.*\.)?(attn|attention)\.(bias|masked_bias)|(.*\.)?rotary_emb\.inv_freq")
+"""Buffers that old transformers wrote into checkpoints; masks and frequencies, rebuilt from the config."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -71,6 +74,11 @@ class Checkpoint:
         """The weight files, sorted."""
         return tuple(sorted(set(self._files.values())))
 
+    @property
+    def headers(self) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """Tensor name -> shape and safetensors dtype."""
+        return self._headers
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
         return self._header(name)[0]
@@ -85,11 +93,7 @@ class Checkpoint:
 
     def tensor(self, name: str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Tensor:
         """Read one tensor, in `dtype` if given. Raises DataError when it holds NaN or Inf, before or after that cast."""
-        self.dtype(name)
-        try:
-            stored = self._file(self._files[name]).get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise _damaged(self._files[name], error) from None
+        stored = self.mapped(name)
         tensor = stored.to(device=device, dtype=dtype or stored.dtype)
         if not torch.isfinite(tensor).all():
             if torch.isfinite(stored).all():
@@ -97,6 +101,14 @@ class Checkpoint:
             mend = "take an earlier checkpoint, or train again with a lower learning rate"
             raise DataError("A weight is not finite (NaN or Inf).", met=f"{name} in {self.folder}", mend=mend)
         return tensor
+
+    def mapped(self, name: str) -> Tensor:
+        """One tensor on the CPU as it is stored, its memory that of the file; its values are not looked at. Do not write to it."""
+        self.dtype(name)
+        try:
+            return self._file(self._files[name]).get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(self._files[name], error) from None
 
     def _header(self, name: str) -> tuple[tuple[int, ...], str]:
         try:

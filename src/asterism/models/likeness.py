@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from asterism.core.errors import MismatchError, StorageError, UnsupportedError
 from asterism.core.storage import file_digest, read_json
-from asterism.models.checkpoints import Checkpoint
+from asterism.models.checkpoints import OLD_BUFFERS, Checkpoint
 from asterism.models.loading import read_config
 
 COSMETIC = re.compile(
@@ -22,8 +22,6 @@ COSMETIC = re.compile(
     r"|(bos|eos|pad|sep|decoder_start)_token_id|is_decoder|max_window_layers|finetuning_task|use_mems|prefix|bad_words_ids|gradient_checkpointing"
 )
 """Fields of a config that do not shape what a model computes from given weights (tie_word_embeddings and all sizes do)."""
-OLD_BUFFERS = re.compile(r"(.*\.)?(attn|attention)\.(bias|masked_bias)|(.*\.)?rotary_emb\.inv_freq")
-"""Buffers that old transformers wrote into checkpoints; masks and frequencies, rebuilt from the config."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
