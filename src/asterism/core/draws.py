@@ -13,6 +13,8 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from asterism.core import native
+
 BITS = 24
 """A draw's bits: as many as a float32 holds exactly."""
 
@@ -32,6 +34,13 @@ def uniform(key: int, n: int, start: int = 0, *, device: torch.device | str = "c
 
 def draws(key: int, n: int, start: int = 0, *, device: torch.device | str = "cpu") -> Tensor:
     """[n] int32 in [0, 2^24): the whole numbers behind `uniform`."""
+    if torch.device(device).type == "cpu" and native.takes():
+        return native.draws(key, n, start)
+    return draws_torch(key, n, start, device)
+
+
+def draws_torch(key: int, n: int, start: int, device: torch.device | str) -> Tensor:
+    """`draws` without the kernel: 32-bit arithmetic in int64."""
     out = torch.empty(n, dtype=torch.int32, device=device)
     for begin in range(0, n, _BLOCK):
         piece = out[begin : begin + _BLOCK]

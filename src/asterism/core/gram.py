@@ -8,6 +8,7 @@ from itertools import combinations_with_replacement
 import torch
 from torch import Tensor
 
+from asterism.core import native
 from asterism.core.errors import DataError, MismatchError, UnsupportedError
 from asterism.core.sums import CHUNK, chunk_sums, total
 
@@ -30,7 +31,8 @@ def gram(tensors: Sequence[Tensor], base: Tensor | None = None, *, by_row: bool 
     result = torch.zeros(rows, len(tensors), len(tensors), dtype=torch.float64)
     if tensors[0].numel():
         with torch.no_grad():
-            gram_torch(result, tensors, base)
+            ready = len(tensors) <= native.MOST and native.takes(*tensors, *([] if base is None else [base]))
+            (gram_native if ready else gram_torch)(result, tensors, base)
         if not result.isfinite().all():
             raise _unusable(tensors, base, name)
     return result if by_row else result[0]
@@ -68,8 +70,17 @@ def _unusable(tensors: Sequence[Tensor], base: Tensor | None, name: str) -> Data
     return not_finite(name)
 
 
+# The two paths, of the same bits. out: [rows, K, K] float64, on the CPU.
+
+
+def gram_native(out: Tensor, tensors: tuple[Tensor, ...], base: Tensor | None) -> None:
+    """Contiguous CPU tensors: one pass."""
+    i, j = torch.triu_indices(len(tensors), len(tensors))
+    out[:, i, j] = out[:, j, i] = total(native.gram_sums(tensors, base, len(out)).mT)
+
+
 def gram_torch(out: Tensor, tensors: tuple[Tensor, ...], base: Tensor | None) -> None:
-    """Any device and layout: blocks in float64. out: [rows, K, K] float64, zeros on the CPU."""
+    """Any device and layout: blocks in float64."""
     rows, k = out.shape[:2]
     flat = [tensor.reshape(rows, -1) for tensor in tensors]
     origin = None if base is None else base.reshape(rows, -1)

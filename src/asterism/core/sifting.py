@@ -6,12 +6,13 @@ What TIES, DARE, Breadcrumbs, DELLA and their kin share. A merge is described by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from asterism.core import native
 from asterism.core.draws import below, draws
 from asterism.core.errors import MismatchError, UnsupportedError
 from asterism.core.gram import FLOATS, accumulator, check, not_finite
@@ -76,8 +77,10 @@ def sparse_sum(base: Tensor, tensors: Sequence[Tensor], how: SparseSum, out: Ten
     _check(base, tensors, how, out)
     if out.numel() == 0:
         return
+    narrow = accumulator(base, *tensors) == torch.float32 and len(tensors) <= native.MOST
+    path = sparse_sum_native if narrow and native.takes(base, *tensors, out) else sparse_sum_torch
     with torch.no_grad():
-        sparse_sum_torch(base, tensors, how, out, name)
+        path(base, tensors, how, out, name)
 
 
 def _check(base: Tensor, tensors: tuple[Tensor, ...], how: SparseSum, out: Tensor) -> None:
@@ -94,6 +97,8 @@ def _check(base: Tensor, tensors: tuple[Tensor, ...], how: SparseSum, out: Tenso
 
 def finite(x: Tensor) -> bool:
     """Whether x holds neither NaN nor Inf."""
+    if native.takes(x):
+        return native.finite(x)
     return all(bool(piece.isfinite().all()) for piece in x.reshape(-1).split(_BLOCK))
 
 
@@ -109,24 +114,28 @@ def kept(delta: Tensor, how: SparseSum, place: int) -> Tensor:
     Of equal magnitudes the earlier in memory counts as the larger.
     """
     n, density = delta.numel(), how.density[place]
-    if how.sift == "none" or density >= 1:
+    if _whole(how, place):
         return torch.ones_like(delta, dtype=torch.bool)
     if density <= 0 or n == 0:
         return torch.zeros_like(delta, dtype=torch.bool)
     if how.sift in ("magnitude", "outliers"):
-        first, last = cut(how, place, n)
+        first, last = _cut(how, place, n)
         return largest(delta, last) & ~largest(delta, first)
     drawn = draws(how.keys[place], n, device=delta.device)
     if how.sift == "random":
         return (drawn < below(density)).view(delta.shape)
     rows = delta.reshape(-1, delta.shape[-1] if delta.ndim else 1)
-    limits = chances(rows.shape[1], density, how.epsilon[place]).to(delta.device)
+    limits = _chances(rows.shape[1], density, how.epsilon[place]).to(delta.device)
     some = max(1, _BLOCK // rows.shape[1])
     marks = [d < limits[_ranks(row)] for row, d in zip(rows.split(some), drawn.view(rows.shape).split(some), strict=True)]
     return torch.cat(marks).view(delta.shape)
 
 
-def cut(how: SparseSum, place: int, n: int) -> tuple[int, int]:
+def _whole(how: SparseSum, place: int) -> bool:
+    return how.sift == "none" or how.density[place] >= 1
+
+
+def _cut(how: SparseSum, place: int, n: int) -> tuple[int, int]:
     """magnitude, outliers: the kept entries are the first .. last - 1 (counted from 0) of all, largest first."""
     if how.sift == "magnitude":
         return 0, max(1, int(how.density[place] * n))
@@ -146,7 +155,7 @@ def largest(x: Tensor, k: int) -> Tensor:
     return mark.view(x.shape)
 
 
-def chances(m: int, density: float, epsilon: float) -> Tensor:
+def _chances(m: int, density: float, epsilon: float) -> Tensor:
     """[m] int32: what the draw of an entry of rank r must be below, for a row of m."""
     if m == 1:
         return torch.tensor([below(density)], dtype=torch.int32)
@@ -161,11 +170,39 @@ def _ranks(rows: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, places).flip(1)
 
 
-# The torch path: any device and layout. Masks model by model, then blocks.
+# The two paths: what is kept model by model, then the sum. Both trust `_check`, and have the same bits.
+
+
+def sparse_sum_native(base: Tensor, tensors: tuple[Tensor, ...], how: SparseSum, out: Tensor, name: str) -> None:
+    """Contiguous CPU tensors, but for float64: a bit an element and model, no other copies."""
+    marks = [None if _whole(how, place) else _marks(base, tensor, how, place, name) for place, tensor in enumerate(tensors)]
+    factors = [1.0] * len(tensors)
+    for place, mark in enumerate(marks):
+        if mark is not None and how.rescale:
+            before, after = total(native.weigh(base, tensors[place], mark).T)
+            factors[place] = _ratio(before, after)
+    if not native.combine(base, tensors, marks, out, consensus=how.consensus, **asdict(_Terms.of(how, factors))):
+        raise not_finite(name)
+
+
+def _marks(base: Tensor, tensor: Tensor, how: SparseSum, place: int, name: str) -> Tensor:
+    """As `kept`, a bit an element."""
+    n, density = base.numel(), how.density[place]
+    if density <= 0:
+        return native.no_marks(n)
+    if how.sift == "random":
+        return native.random_marks(n, how.keys[place], below(density))
+    if how.sift == "ranked":
+        columns = base.shape[-1] if base.ndim else 1
+        return native.ranked_marks(base, tensor, how.keys[place], _chances(columns, density, how.epsilon[place]))
+    marks = native.cut_marks(base, tensor, *_cut(how, place, n))
+    if marks is None:
+        raise not_finite(name)
+    return marks
 
 
 def sparse_sum_torch(base: Tensor, tensors: tuple[Tensor, ...], how: SparseSum, out: Tensor, name: str) -> None:
-    """Trusts `_check`. Bit for bit what the kernel computes, where that takes the dtypes."""
+    """Any device and layout: a bool an element and model, and one delta at a time."""
     dtype = accumulator(base, *tensors)
     masks: list[Tensor | None] = []
     factors: list[float] = []
@@ -173,10 +210,10 @@ def sparse_sum_torch(base: Tensor, tensors: tuple[Tensor, ...], how: SparseSum, 
         delta = tensor.to(dtype) - base.to(dtype)
         if not finite(delta):
             raise not_finite(name)
-        partly = how.sift != "none" and how.density[place] < 1
-        masks.append(kept(delta, how, place).reshape(-1) if partly else None)
-        factors.append(_rescaling(delta.reshape(-1), masks[-1], how) if partly else 1.0)
-    terms = Terms.of(how, factors)
+        mask = None if _whole(how, place) else kept(delta, how, place).reshape(-1)
+        masks.append(mask)
+        factors.append(1.0 if mask is None or not how.rescale else _rescaling(delta.reshape(-1), mask))
+    terms = _Terms.of(how, factors)
     flat = out.view(-1) if out.is_contiguous() else torch.empty(out.numel(), dtype=out.dtype, device=out.device)
     origin, *others = (tensor.reshape(-1) for tensor in (base, *tensors))
     for begin in range(0, len(flat), _BLOCK):
@@ -188,24 +225,22 @@ def sparse_sum_torch(base: Tensor, tensors: tuple[Tensor, ...], how: SparseSum, 
         out.copy_(flat.view(out.shape))
 
 
-def _rescaling(delta: Tensor, mask: Tensor | None, how: SparseSum) -> float:
-    if not how.rescale or mask is None:
-        return 1.0
+def _rescaling(delta: Tensor, mask: Tensor) -> float:
     whole, rest = [], []
     for piece, mark in zip(delta.split(_BLOCK), mask.split(_BLOCK), strict=True):
         magnitude = piece.abs().double()
         whole.append(chunk_sums(magnitude))
         rest.append(chunk_sums(magnitude * mark))
-    return ratio(float(total(torch.cat(whole))), float(total(torch.cat(rest))))
+    return _ratio(total(torch.cat(whole)), total(torch.cat(rest)))
 
 
-def ratio(before: float, after: float) -> float:
+def _ratio(before: Tensor, after: Tensor) -> float:
     """What kept entries are multiplied by so that their magnitudes sum to `before` again; 1 where either sum is next to nothing."""
-    return before / after if before >= _SMALL and after >= _SMALL else 1.0
+    return float(before / after) if before >= _SMALL and after >= _SMALL else 1.0
 
 
 @dataclass(frozen=True)
-class Terms:
+class _Terms:
     """The numbers that enter the sum: each model's coefficient, its weight in the divisor, and the factor of the whole."""
 
     coefficient: tuple[float, ...]
@@ -214,7 +249,7 @@ class Terms:
     scale: float
 
     @classmethod
-    def of(cls, how: SparseSum, factors: Sequence[float]) -> Terms:
+    def of(cls, how: SparseSum, factors: Sequence[float]) -> _Terms:
         """factors: each delta's rescaling. Without a consensus the divisor is one number and enters the coefficients."""
         weighted = tuple(float(w) * f for w, f in zip(how.weight, factors, strict=True))
         if how.consensus != "none":
@@ -224,7 +259,7 @@ class Terms:
         return cls(tuple(w * by for w in weighted), tuple(map(float, how.weight)), False, 1.0)
 
 
-def _merged(deltas: list[Tensor], masks: list[Tensor | None], terms: Terms, how: SparseSum) -> Tensor:
+def _merged(deltas: list[Tensor], masks: list[Tensor | None], terms: _Terms, how: SparseSum) -> Tensor:
     """The merged delta of a block, each step rounded by itself, models in order."""
     weighted = [c * d if m is None else (c * d).where(m, 0.0) for c, d, m in zip(terms.coefficient, deltas, masks, strict=True)]
     result = torch.zeros_like(deltas[0])
