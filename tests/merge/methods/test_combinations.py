@@ -47,6 +47,9 @@ def test_task_arithmetic(deltas, weight, normalize, scale):
 
 def test_weights_that_sum_to_nothing_do_not_divide_task_arithmetic_and_are_refused_by_linear():
     stack = np.random.default_rng(0).normal(size=(3, 2, 2))
+    np.testing.assert_array_equal(
+        merge("task_arithmetic", stack, weight=[0.3, -0.1, -0.2], normalize=True), merge("task_arithmetic", stack, weight=[0.3, -0.1, -0.2])
+    )
     got = merge("task_arithmetic", stack, weight=[1, 1, -2], normalize=True)
     np.testing.assert_allclose(got, stack[0] + stack[1] - 2 * stack[2], atol=1e-12)
     for name in ("linear", "multislerp"):
@@ -78,6 +81,15 @@ def test_tensors_on_one_line_are_interpolated_linearly(name):
     for factor in (2.0, 1.0, -1.0, -0.7):
         stack = torch.from_numpy(np.stack([a, factor * a])).float()
         np.testing.assert_allclose(merge(name, stack, **how), (0.75 + 0.25 * factor) * a, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["slerp", "nuslerp", "karcher"])
+@pytest.mark.parametrize("seed", range(8))
+def test_tensors_opposed_but_for_rounding_do_not_blow_up(name, seed):
+    a = np.random.default_rng(seed).normal(size=(3, 5)).astype(np.float32)
+    how = {"slerp": {"t": 0.25}, "nuslerp": {"weight": [3, 1]}, "karcher": {}}[name]
+    want = 0.85 * a if name == "karcher" else (0.75 - 0.25 * 0.7) * a
+    np.testing.assert_allclose(merge(name, np.stack([a, np.float32(-0.7) * a]), **how), want, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["slerp", "nuslerp"])

@@ -34,6 +34,7 @@ def test_nearswap_takes_what_is_near_and_steps_by_t_towards_the_rest():
     got = merge("nearswap", torch.tensor([[0.0, 0.5, -0.5, 2.0, -4.0]]), t=1)
     np.testing.assert_allclose(got, [0, 0.5, -0.5, 1, -1])
     np.testing.assert_allclose(merge("nearswap", torch.ones(1, 3), t=0), 0)
+    np.testing.assert_allclose(merge("nearswap", torch.tensor([[1e-7, 1e-5]]), t=2e-7), [2e-8, 2e-7], rtol=1e-5)
 
 
 @given(deltas(), st.sampled_from([0.0, 0.1, 0.5, 0.75, 1.0]))

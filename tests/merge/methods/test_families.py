@@ -60,6 +60,13 @@ def test_inputs_and_output_may_be_of_several_dtypes(name, parameters):
 
 
 @pytest.mark.parametrize(("name", "parameters"), ALL)
+def test_a_narrower_output_is_rounded_to_once(name, parameters):
+    tensors, base = given(name, torch.float32)
+    want = into(name, torch.empty(6, 10), tensors, base, parameters).bfloat16()
+    assert torch.equal(into(name, torch.empty(6, 10, dtype=torch.bfloat16), tensors, base, parameters), want)
+
+
+@pytest.mark.parametrize(("name", "parameters"), ALL)
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (4, 1), (2, 3, 4), (0, 5)])
 def test_any_shape(name, parameters, shape):
     tensors, base = given(name, torch.float32, shape)

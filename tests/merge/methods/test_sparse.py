@@ -171,6 +171,8 @@ def test_dellas_chances_must_be_chances():
         merge("della", torch.randn(1, 4), weight=1, density=0.1)
     with pytest.raises(SettingsError, match=r"density 0.9, epsilon 0.15"):
         merge("della_linear", torch.randn(2, 4), weight=1, density=[0.5, 0.9])
+    with pytest.raises(SettingsError, match=r"density 0.5, epsilon 0.5\n"):
+        merge("della", torch.randn(1, 4), weight=1, density=0.5, epsilon=0.5)
     merge("della", torch.randn(2, 4), weight=1, density=[0.0, 1.0])  # nothing is drawn there
 
 
