@@ -15,6 +15,7 @@ from asterism.core.errors import MismatchError, StorageError, UnsupportedError
 from asterism.core.storage import file_digest, read_json
 from asterism.models.checkpoints import OLD_BUFFERS, Checkpoint
 from asterism.models.loading import read_config
+from asterism.models.sources import TOKENIZER_FILES
 
 COSMETIC = re.compile(
     r"_.*|architectures|auto_map|transformers_version|(torch_)?dtype|use_cache|.*(dropout|pdrop|drop_rate).*|initializer_range|initializer_factor"
@@ -22,7 +23,6 @@ COSMETIC = re.compile(
     r"|(bos|eos|pad|sep|decoder_start)_token_id|is_decoder|max_window_layers|finetuning_task|use_mems|prefix|bad_words_ids|gradient_checkpointing"
 )
 """Fields of a config that do not shape what a model computes from given weights (tie_word_embeddings and all sizes do)."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ PATTERNS = (
     "chat_template*",
 )
 """What is fetched from the Hub: config, tokenizer and safetensors; never pickles, never code."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files that hold a vocabulary, the one that says most first."""
 
 
 def recorded(source: str | Path, root: Path) -> str:
@@ -65,6 +67,22 @@ def located(source: str, root: Path) -> Path:
         mend = "put the folder back, or remove the specialist from the library"
         raise StorageError("A model's folder is missing.", met=folder, mend=mend)
     return folder
+
+
+def pushed(folder: Path, name: str) -> str:
+    """Upload a folder to a model repository of the Hub, made if need be; returns its address. StorageError where that fails."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        api = HfApi()
+        address = api.create_repo(name, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        met = f"{name}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+        mend = f"check the name, the network and `hf auth login`; the merge itself lies in {folder}"
+        raise StorageError("The merge could not be uploaded.", met=met, mend=mend) from None
+    return str(address)
 
 
 def _fetched(name: str, revision: str | None) -> Path:
