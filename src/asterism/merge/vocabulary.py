@@ -95,7 +95,7 @@ class Vocabulary:
                 if rule.force:
                     own[:, row] = -1
         needed = ((own < 0).any(0) & ~spare).nonzero()[:, 0]
-        places = tuple(None if _as_it_stands(mine, model.rows) else mine for mine, model in zip(own, known, strict=True))
+        places = tuple(None if _as_it_stands(mine) else mine for mine in own)
         return Alignment(places, needed, donors[:, needed], spare)
 
 
@@ -135,8 +135,8 @@ def _taken(view: Tensor, places: Tensor, alignment: Alignment, fill: Tensor | No
     return out
 
 
-def _as_it_stands(places: Tensor, rows: int) -> bool:
-    return len(places) <= rows and torch.equal(places, torch.arange(len(places)))
+def _as_it_stands(places: Tensor) -> bool:
+    return torch.equal(places, torch.arange(len(places)))
 
 
 def _given_by(rule: TokenRule, token: str, known: Sequence[Known]) -> list[int]:
