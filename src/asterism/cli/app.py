@@ -23,6 +23,7 @@ COMMANDS = {
     "explain": "Show what a text asks of the library, layer by layer.",
     "compose": "Write the model that a text needs.",
     "generate": "Answer texts, each under its own mixture.",
+    "merge": "Merge models into one as a recipe says.",
     "evaluate": "Compare the composition with its rivals on held-out probes.",
 }
 

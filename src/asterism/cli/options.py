@@ -65,7 +65,7 @@ def command(*classes: type[Settings], omit: Sequence[str] = ()) -> Callable[[Cal
     def made(function: Callable[..., Any]) -> typer.Typer:
         own = [p for name, p in inspect.signature(function, eval_str=True).parameters.items() if name != "given"]
         options = {} if not classes else _options(classes, {*omit, *SHARED, *(p.name for p in own)})
-        shared = {name: option for name, option in SHARED.items() if classes or name != "settings"}
+        shared = {name: option for name, option in SHARED.items() if name not in omit and (classes or name != "settings")}
         parameters = [*own, *(_keyword(n, a, d) for n, (a, d) in (options | shared).items())]
 
         @wraps(function)
@@ -92,7 +92,7 @@ def _given(plain: dict[str, Any], chosen: dict[str, Any], classes: Sequence[type
     if plain["seed"] is not None:
         chosen["seed"] = plain["seed"]
     values |= chosen
-    return Given(values, int(values.get("seed", 42)), _device(plain["device"]), plain["dtype"], plain["json"])
+    return Given(values, int(values.get("seed", 42)), _device(plain["device"]), plain.get("dtype"), plain["json"])
 
 
 def _print(given: Given, silent: bool, call: Callable[[], Any]) -> None:

@@ -158,10 +158,13 @@ class Library:
         del self._specialists[name]
         self._forget(name)
 
+    def folder(self, name: str | None = None) -> Path:
+        """Where the files of the generalist or of a specialist lie."""
+        return self._folder if name is None else self._specialist(name).folder
+
     def digest(self, name: str | None = None) -> str:
         """SHA-256 over the weights, config and tokenizer files of the generalist or of a specialist (cached by path, size and time)."""
-        folder = self._folder if name is None else self._specialist(name).folder
-        return folder_digest(folder, self.root)
+        return folder_digest(self.folder(name), self.root)
 
     def digests(self) -> list[str]:
         """The digests of the generalist and of every specialist, in order: what anything measured of the whole library comes from."""

@@ -16,7 +16,7 @@ _RESCALE = Parameter("rescale", "bool", "method", False, Told("as in mergekit, n
 _ALL: tuple[Method, ...] = (
     Combination(c.linear, "Linear", "arXiv:2203.05482", "models", "none", blind=True),
     Combination(c.uniform, "Uniform soup", "arXiv:2203.05482", "models", "none", blind=True),
-    Combination(c.lerp, "LERP", "linear interpolation", "models", "optional", 2, 2, blind=True),
+    Combination(c.lerp, "LERP", "linear interpolation", "models", "optional", 2, 2, ordered=True, blind=True),
     Combination(c.slerp, "SLERP", "Shoemake 1985", "models", "required", 2, 2),
     Combination(c.nuslerp, "NuSLERP", "mergekit", "either", "optional", 2, 2, split=c.vectors),
     Combination(c.multislerp, "Multi-SLERP", "goddard.blog/posts/multislerp-wow-what-a-cool-idea", "either", "optional"),

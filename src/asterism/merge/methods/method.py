@@ -150,6 +150,8 @@ class Method:
     most: int | None = None
     idle: tuple[Parameter, ...] = ()
     """Parameters that are accepted and change nothing."""
+    ordered: bool = False
+    """Without a base, which model comes first makes a difference."""
     blind: bool = False
     """The function does not look at the tensors, only at how many there are."""
 

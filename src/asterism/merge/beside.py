@@ -1,0 +1,98 @@
+"""What lies beside a merge's weights: config, tokenizer, generation config, chat template. Plain files; transformers is not needed."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from asterism.core.errors import SettingsError, StorageError, UnknownName
+from asterism.core.storage import read_json, write_json
+from asterism.merge.chat import TEMPLATES
+from asterism.merge.plan import Piece
+from asterism.merge.recipe import Recipe
+from asterism.merge.sources import LAYER_FIELDS, Opened
+
+TOKENIZER = ("tokenizer*", "vocab.*", "merges.txt", "added_tokens.json", "special_tokens_map.json", "spiece.model", "chat_template*")
+"""Files that make up a tokenizer."""
+
+
+def config_of(recipe: Recipe, donor: Opened, pieces: Iterable[Piece], rows: int | None) -> dict[str, Any]:
+    """The donor's config with the output's dtype, number of layers and vocabulary (`rows`, where a tokenizer rule maps it)."""
+    config = {name: value for name, value in donor.config.items() if name != "_name_or_path"}
+    sizes: Counter[str] = Counter()
+    for piece in pieces:
+        sizes[str(piece.dtype).removeprefix("torch.")] += piece.dtype.itemsize
+    for field in [name for name in ("dtype", "torch_dtype") if name in config] or ["torch_dtype"]:
+        config[field] = sizes.most_common(1)[0][0]
+    if not recipe.whole:
+        config |= _restacked(config, [number for part in recipe.slices for number in range(*(part.sources[0].layers or (0, 0)))])
+    return config | ({} if rows is None else {"vocab_size": rows})
+
+
+def chat_template(recipe: Recipe, models: Sequence[Opened]) -> str | None:
+    """The chat template that a recipe asks for: a Jinja text, a name that mergekit knows, or `auto`, what most of the models have."""
+    asked = recipe.chat_template
+    if asked is None or "{" in asked:
+        return asked
+    if asked == "auto":
+        found = [template for model in models if (template := _template_of(model.folder))]
+        return Counter(found).most_common(1)[0][0] if found else None
+    if asked not in TEMPLATES:
+        raise UnknownName("chat template", asked, (*TEMPLATES, "auto"))
+    return TEMPLATES[asked]
+
+
+def write_config(folder: Path, config: Mapping[str, Any], donor: Opened) -> None:
+    """config.json, and the donor's generation_config.json where it has one."""
+    write_json(folder / "config.json", config)
+    if (donor.folder / "generation_config.json").is_file():
+        shutil.copyfile(donor.folder / "generation_config.json", folder / "generation_config.json")
+
+
+def copy_tokenizer(folder: Path, donor: Opened) -> None:
+    """The donor's tokenizer as it is."""
+    for path in _tokenizer_files(donor.folder):
+        shutil.copyfile(path, folder / path.name)
+
+
+def set_template(folder: Path, template: str) -> None:
+    """Make `template` the chat template of the tokenizer in a folder. SettingsError where there is no tokenizer."""
+    config = folder / "tokenizer_config.json"
+    if not config.is_file():
+        met = f"no tokenizer_config.json beside the merge's base for {template[:40]!r}"
+        raise SettingsError("A chat template needs a tokenizer.", met=met, mend="save a tokenizer beside the base, or drop chat_template")
+    content = read_json(config)
+    content.pop("chat_template", None)
+    write_json(config, content)
+    for old in folder.glob("chat_template*"):
+        old.unlink()
+    (folder / "chat_template.jinja").write_text(template, "utf-8")
+
+
+def _restacked(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+    """Fields of a config that speak of its layers, for these layers of the donor."""
+    field = next((name for name in LAYER_FIELDS if name in config), None)
+    if field is None:
+        raise StorageError("A config does not say how many layers there are.", met=", ".join(LAYER_FIELDS), mend="merge whole models")
+    count = config[field]
+    changed: dict[str, Any] = {field: len(layers)}
+    for name, value in config.items():
+        if isinstance(value, list) and len(value) == count and "layer" in name:
+            changed[name] = [value[number] for number in layers if number < count]
+    return changed
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in TOKENIZER for path in folder.glob(pattern) if path.is_file()})
+
+
+def _template_of(folder: Path) -> str | None:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text("utf-8").strip()
+    kept = read_json(folder / "tokenizer_config.json").get("chat_template") if (folder / "tokenizer_config.json").is_file() else None
+    if isinstance(kept, list):
+        kept = next((each.get("template") for each in kept if each.get("name") == "default"), None)
+    return kept.strip() if isinstance(kept, str) else None

@@ -1,0 +1,67 @@
+"""What is written beside a merge for machines (`merge.json`) and for people (`README.md`, a model card)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asterism.core.storage import write_json
+from asterism.merge.methods.method import Method
+from asterism.merge.recipe import Recipe
+from asterism.merge.sources import Opened
+
+RECORD = "merge.json"
+FORMAT_VERSION = 1
+
+
+def record(recipe: Recipe, method: Method, models: Sequence[Opened], seed: int, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Everything that made the merge, and what was measured of it."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "asterism": version("asterism"),
+        "recipe": recipe.content,
+        "method": {"name": method.name, "title": method.title, "source": method.source},
+        "seed": seed,
+        "base": str(recipe.base_model) if recipe.base_model else None,
+        "sources": list(found),
+        "hub": [str(model.reference.model) for model in models if not _is_here(model)],
+    }
+
+
+def write_card(folder: Path, name: str, told: Mapping[str, Any]) -> None:
+    """`merge.json` and the model card of a merge called `name`."""
+    write_json(folder / RECORD, told)
+    (folder / "README.md").write_text(card(name, told), "utf-8")
+
+
+def card(name: str, told: Mapping[str, Any]) -> str:
+    """The model card, in Markdown with the Hub's front matter."""
+    front: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "asterism"]}
+    if told["hub"]:
+        front = {"base_model": told["hub"], **front}
+    method = told["method"]
+    lines = [
+        "---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {name}", "",
+        f"A merge by {method['title']} ({method['source']}), made with asterism {told['asterism']}, seed {told['seed']}.", "",
+        "| model | tensors | content | distance of the merge |", "| --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for source in told["sources"]:
+        who = source["model"] + (" (base)" if source["model"] == told["base"] else "")
+        far = "" if source["distance"] is None else f"{source['distance']:.2%}"
+        lines.append(f"| {who} | {source['tensors']} | `{source['digest'][:16]}` | {far} |")
+    recipe = yaml.safe_dump(told["recipe"], sort_keys=False, allow_unicode=True).strip()
+    lines += [
+        "", "Distance: |merge - model| / |model|, over all tensors of equal shape, estimated on 65,536 entries of each.",
+        "Content: a digest of the tensors that went in, whatever files they lie in.", "",
+        "## Recipe", "", "```yaml", recipe, "```", "", "Run it again with `asterism merge recipe.yaml OUT` "
+        f"(`--seed {told['seed']}`): the same models give the same bytes.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _is_here(model: Opened) -> bool:
+    return Path(model.reference.model.path).expanduser().is_dir()
