@@ -76,8 +76,12 @@ def test_the_key_tells_seed_and_names_apart():
     assert stream_key(0, "a") == int.from_bytes(bytes.fromhex("4a2978d91c0194c6"), "little")  # of sha256sum
 
 
-@given(chance=st.one_of(st.floats(-0.5, 1.5), st.integers(0, 2**24).map(lambda k: k / 2**24)), draw=st.integers(0, 2**24 - 1))
-def test_below_is_the_comparison_of_real_numbers(chance, draw):
+CHANCES = st.one_of(st.floats(-0.5, 1.5), st.integers(0, 2**24).map(lambda k: k / 2**24), st.integers(0, 2**25).map(lambda k: k / 2**25))
+
+
+@given(chance=CHANCES, beside=st.integers(-2, 2))
+def test_below_is_the_comparison_of_real_numbers(chance, beside):
+    draw = min(max(int(chance * 2**24) + beside, 0), 2**24 - 1)
     assert (draw < below(chance)) == (draw / 2**24 < chance)
 
 

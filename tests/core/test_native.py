@@ -208,6 +208,17 @@ def test_a_tensor_past_the_cut_is_untouched():
 
 
 @pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("sift", SIFTS)
+def test_the_largest_finite_differences_are_merged(sift, dtype):
+    base, (model,) = seeded((50, 30), 1, dtype)
+    base[3:, 4] = 0
+    model[3:, 4] = torch.finfo(dtype).max * torch.rand(47).sub(0.5).sign().to(dtype)
+    got, want = both(base, [model], SparseSum(sift, "sum", (0.5,), (0.3,), gamma=(0.01,), epsilon=(0.1,), keys=(1,)), dtype)
+    assert same_bits(got, want)
+    assert (got.abs() >= torch.finfo(dtype).max / 4).any()
+
+
+@pytest.mark.parametrize("dtype", NARROW)
 def test_differences_beyond_the_arithmetic_are_refused(dtype):
     base, model = torch.full((1000,), torch.finfo(torch.float32).max), torch.zeros(1000, dtype=dtype)
     other = -base

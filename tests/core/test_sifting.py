@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asterism.core.draws import stream_key, uniform
+from asterism.core.draws import below, stream_key, uniform
 from asterism.core.errors import DataError, MismatchError, UnsupportedError
-from asterism.core.sifting import SparseSum, finite, kept, largest, sparse_sum
+from asterism.core.sifting import SparseSum, _chances, finite, kept, largest, sparse_sum
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 SIFTS = ["none", "magnitude", "outliers", "random", "ranked"]
@@ -153,6 +153,14 @@ def test_largest_keeps_exactly_k_the_earlier_of_equals(values, k):
     want = np.zeros(len(values), dtype=bool)
     want[by_magnitude(np.array(values))[: max(0, k)]] = True
     assert got.tolist() == want.tolist()
+
+
+@given(m=st.integers(2, 50), density=st.floats(0, 1), epsilon=st.floats(-0.5, 0.5))
+def test_chances_rise_with_the_rank_from_end_to_end(m, density, epsilon):
+    got = _chances(m, density, epsilon).tolist()
+    assert got == [below(density - epsilon + 2 * epsilon * r / (m - 1)) for r in range(m)]
+    assert got[0] == below(density - epsilon)
+    assert _chances(1, density, epsilon).tolist() == [below(density)]
 
 
 def test_it_is_k_and_not_k_plus_one():
