@@ -10,12 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asterism.compose.build import compose
-from asterism.compose.export import nearest_low_rank, save_adapter, save_checkpoint, shortened
+from asterism.compose.export import save_adapter, save_checkpoint
 from asterism.compose.settings import CompositionSettings
 from asterism.constellation.mixture import Mixture
 from asterism.core.errors import SettingsError, StorageError
 from asterism.core.storage import read_json
-from asterism.models.changes import LowRank
 from tests import tiny
 from tests.compose.conftest import random_mixture
 
@@ -139,26 +138,3 @@ def test_nothing_to_hold_is_refused(kinds, tmp_path):
         save_adapter(library, equal, tmp_path / "adapter", CompositionSettings(mix="deltas"))
     with pytest.raises(SettingsError, match="at least 1"):
         save_adapter(library, equal, tmp_path / "adapter", rank=0)
-
-
-def test_large_matrices_take_a_randomised_svd_that_is_as_good_and_repeats(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    delta = torch.randn(96, 80, generator=generator, dtype=torch.float64) * torch.linspace(1, 0.01, 80, dtype=torch.float64) ** 2
-    exact = nearest_low_rank(delta, 8)
-    monkeypatch.setattr("asterism.compose.export.THIN_SVD", 10)
-    before = torch.random.get_rng_state()
-    sketched = nearest_low_rank(delta, 8)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    best, got = ((delta - found.delta(0)).norm() for found in (exact, sketched))
-    assert best <= got < 1.002 * best
-    assert torch.equal(sketched.up, nearest_low_rank(delta, 8).up)
-
-
-def test_shortening_factors_is_the_svd_of_their_product():
-    generator = torch.Generator().manual_seed(1)
-    change = LowRank(*(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((9, 4), (4, 7))))
-    short, error = shortened(change, 2)
-    want = nearest_low_rank(change.delta(0), 2)
-    torch.testing.assert_close(short.delta(0), want.delta(0), rtol=0, atol=1e-12)
-    torch.testing.assert_close(error, ((change.delta(0) - short.delta(0)).norm() / change.delta(0).norm()).item(), rtol=1e-9, atol=0)
-    assert shortened(change, 4)[1] == 0.0

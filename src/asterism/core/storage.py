@@ -39,6 +39,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def vacant(path: str | Path, record: str, kind: str) -> Path:
+    """`path`; StorageError unless it is free, an empty folder, or an earlier `kind` of ours, which its file `record` tells."""
+    path = Path(path)
+    if path.exists() and not (path / record).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        mend = f"choose another folder; only an earlier {kind} is replaced"
+        raise StorageError("The output place holds something else.", met=path, mend=mend)
+    return path
+
+
 def put_in_place(temporary: Path, path: Path) -> None:
     """Sync a finished file or folder to the disk and give it the name `path` beside it; what was there is replaced whole."""
     _sync(temporary)

@@ -144,10 +144,11 @@ def check_base(adapter: Adapter, generalist: str, generalist_at: Path, root: Pat
     raise MismatchError("A LoRA is of another base.", met=f"{base} in {adapter.folder}; the generalist is {source}", mend=mend)
 
 
-def write_adapter(path: str | Path, changes: Mapping[str, LowRank], base: str, anatomy: Anatomy) -> Path:
+def write_adapter(path: str | Path, changes: Mapping[str, LowRank], base: str, anatomy: Anatomy, *, revision: str | None = None) -> Path:
     """Write changes as a PEFT LoRA folder that `PeftModel.from_pretrained` loads onto `base`, whole or not at all.
 
-    Every parameter keeps its own rank (rank_pattern), with alpha = rank, so PEFT's scale is 1 and `up` is written as it is.
+    Every parameter keeps its own rank (rank_pattern), with alpha = rank, so PEFT's scale is 1 and `up` is written as it is. revision: of
+    a base on the Hub.
     Raises UnsupportedError for what PEFT cannot hold so (embeddings, vectors, a tied head), StorageError when `path` is taken.
     """
     path = Path(path)
@@ -161,7 +162,8 @@ def write_adapter(path: str | Path, changes: Mapping[str, LowRank], base: str, a
     usual = max(set(ranks.values()), key=lambda rank: (list(ranks.values()).count(rank), rank))
     odd = {module: rank for module, rank in ranks.items() if rank != usual}
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "revision": revision,
+        "inference_mode": True,
         "r": usual, "lora_alpha": usual, "rank_pattern": odd, "alpha_pattern": odd, "use_rslora": False,
         "lora_dropout": 0.0, "bias": "none",
         "fan_in_fan_out": any(anatomy.output_axes[parameter] == 1 for parameter in changes),
@@ -216,7 +218,7 @@ def _targets(modules: set[str], anatomy: Anatomy) -> list[str]:
 def _check_writable(parameter: str, change: LowRank, anatomy: Anatomy) -> None:
     if parameter not in anatomy.shapes:
         raise UnknownName("parameter", parameter, anatomy.shapes)
-    if len(anatomy.shapes[parameter]) != 2 or anatomy.role_of(parameter) == "embedding":
+    if not anatomy.is_linear(parameter):
         mend = "save a full checkpoint, or leave this parameter out"
         raise UnsupportedError("A LoRA adapter holds linear weights only.", met=f"{parameter} ({anatomy.role_of(parameter)})", mend=mend)
     shape = change.shape(anatomy.output_axes[parameter])

@@ -62,6 +62,10 @@ class Anatomy:
         """The part of the model that a parameter belongs to."""
         return self.roles[parameter]
 
+    def is_linear(self, parameter: str) -> bool:
+        """Whether it is the weight of a linear module and not (also) an embedding: what a LoRA can change."""
+        return len(self.shapes[parameter]) == 2 and self.roles[parameter] != "embedding"
+
     def block_of(self, parameter: str) -> int | None:
         """Index of the block that holds a parameter; None outside the blocks."""
         found = re.match(rf"{re.escape(self.layout.blocks)}\.(\d+)\.", parameter)
