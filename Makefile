@@ -20,7 +20,7 @@ help:
 setup: $(READY)
 
 # torch comes first and alone, so that the pinned build is the one that everything else finds installed.
-$(READY): pyproject.toml setup.py src/asterism/core/_mix.c constraints.txt
+$(READY): pyproject.toml setup.py $(wildcard src/asterism/core/*.c) constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'

@@ -109,7 +109,7 @@ def open_model(reference: Reference) -> Opened:
     Raises StorageError for what is missing or damaged, UnsupportedError for pickled or quantised weights and for adapters that are no
     plain LoRA.
     """
-    folder = _folder(reference.model)
+    folder = folder_of(reference.model)
     if not (folder / "config.json").is_file():
         what = "an adapter: name it as MODEL+ADAPTER" if (folder / "adapter_config.json").is_file() else "no config.json"
         raise StorageError("A model's config.json is missing.", met=f"{folder}: {what}", mend="give the folder of a whole model")
@@ -118,7 +118,7 @@ def open_model(reference: Reference) -> Opened:
         raise StorageError("A model's config is damaged.", met=folder / "config.json", mend="copy the model again")
     if config.get("quantization_config"):
         raise UnsupportedError("Quantised models cannot be merged exactly.", met=folder, mend="use the unquantised checkpoint")
-    lora = None if reference.lora is None else _folder(reference.lora)
+    lora = None if reference.lora is None else folder_of(reference.lora)
     opened = Opened(reference, folder, config, Checkpoint.open(folder), lora)
     if lora is not None:
         _ = opened._adapted  # whatever is wrong with it is told now
@@ -136,7 +136,8 @@ def check_alike(models: Sequence[Opened]) -> None:
                 raise MismatchError("The models' weights mean different things.", met=met, mend="merge models of one architecture")
 
 
-def _folder(origin: Origin) -> Path:
+def folder_of(origin: Origin) -> Path:
+    """Where a model's files lie: a folder here, else a snapshot from the Hub."""
     here = Path.cwd()
     if origin.revision is None and Path(origin.path).expanduser().is_dir():
         return Path(origin.path).expanduser()

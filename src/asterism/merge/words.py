@@ -128,7 +128,7 @@ def _rows(model: Opened) -> int:
 def _folder(reference: Reference, opened: Mapping[Reference, Opened]) -> Path:
     from asterism.merge import sources
 
-    return opened[reference].folder if reference in opened else sources._folder(reference.model)
+    return opened[reference].folder if reference in opened else sources.folder_of(reference.model)
 
 
 def _there(tokenizer: Any, folder: Path) -> Any:

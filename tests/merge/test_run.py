@@ -1,0 +1,331 @@
+"""Whole merges: recipes on tiny checkpoints of every family, compared with plain arithmetic, with mergekit, and with themselves."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from asterism.core.errors import AsterismError, DataError, MismatchError, SettingsError, StorageError, UnknownName
+from asterism.core.progress import quiet
+from asterism.merge import run
+from asterism.merge.files import Output
+from asterism.merge.library import merge
+from asterism.merge.run import Merge, merge_recipe
+from asterism.models.library import Library
+from tests import tiny
+
+BASE, A, B = "base", "medical", "legal"
+MODELS = [A, B]
+
+
+@pytest.fixture(autouse=True)
+def silent():
+    with quiet():
+        yield
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """family -> a folder with `base` and two models tuned from it."""
+    made: dict[str, Path] = {}
+
+    def of(family: str = "qwen2", dtype: torch.dtype = torch.float32, **changes) -> Path:
+        key = f"{family}-{dtype}-{sorted(changes.items())}"
+        if key not in made:
+            folder = made[key] = tmp_path_factory.mktemp(family)
+            base = tiny.tiny_model(family, dtype=dtype, **changes)
+            tiny.save(base, folder / BASE)
+            for number, name in enumerate(MODELS):
+                tiny.save(tiny.perturbed(base, number + 1, 0.2), folder / name)
+            tiny.save_lora(base, folder / "lora", 7, base=str(folder / BASE))
+        return made[key]
+
+    return of
+
+
+def recipe(folder: Path, method: str, *, base: bool = True, models=MODELS, each: dict | None = None, **more) -> dict:
+    content = {"merge_method": method, "models": [{"model": str(folder / name), "parameters": each or {}} for name in models], **more}
+    return content | ({"base_model": str(folder / BASE)} if base else {})
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_mean_of_two_models_of_every_family(places, tmp_path, family):
+    folder = places(family)
+    told = merge_recipe(recipe(folder, "linear", base=False, each={"weight": 1.0}), tmp_path / "out")
+    one, other, merged = (AutoModelForCausalLM.from_pretrained(place) for place in (folder / A, folder / B, tmp_path / "out"))
+    for (name, mean), x, y in zip(merged.named_parameters(), one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mean, (x + y) / 2, msg=name)
+    assert merged.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False).shape == (1, 6)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == tiny.tiny_tokenizer().get_vocab()
+    assert [source["model"] for source in told["sources"]] == [str(folder / A), str(folder / B)]
+    assert 0 < told["sources"][0]["distance"] < 0.2
+    assert told == json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert "| " + str(folder / A) in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("task_arithmetic", {"weight": 0.7, "lambda": 0.9}), ("ties", {"weight": 0.5, "density": 0.4}), ("slerp", {"t": 0.3}),
+        ("breadcrumbs", {"weight": 0.6, "density": 0.7, "gamma": 0.05}), ("model_stock", {}), ("sce", {"select_topk": 0.5}),
+        ("nuslerp", {"weight": 0.4}), ("karcher", {}), ("arcee_fusion", {}), ("nearswap", {"t": 0.01}), ("ram", {}),
+        ("multislerp", {"weight": 1.0}),
+    ],
+)  # fmt: skip
+def test_a_recipe_runs_as_in_mergekit(places, tmp_path, method, parameters):
+    """Their whole program on the same YAML; TIES and its kin up to entries that sit on the threshold."""
+    pytest.importorskip("mergekit")
+    folder = places("llama", tie_word_embeddings=False, attention_bias=False, mlp_bias=False)
+    models = MODELS[:1] if method in ("slerp", "arcee_fusion", "nearswap") else MODELS
+    content = recipe(folder, method, base=method != "karcher", models=models, parameters=parameters)
+    if method == "slerp":
+        content["parameters"] = {"t": [{"filter": "self_attn", "value": [0, 0.5, 1]}, {"filter": "mlp", "value": [1, 0.2]}, {"value": 0.5}]}
+    if method == "task_arithmetic":
+        content["models"][0]["parameters"] = {"weight": [0.2, 0.9]}
+    merge_recipe(content, tmp_path / "ours")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mergekit.config import MergeConfiguration
+        from mergekit.merge import run_merge
+        from mergekit.options import MergeOptions
+
+        run_merge(MergeConfiguration.model_validate(content), str(tmp_path / "theirs"), MergeOptions(quiet=True, copy_tokenizer=False))
+    ours, theirs = state(tmp_path / "ours"), state(tmp_path / "theirs")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=2e-6, rtol=1e-4, msg=lambda told, name=name: f"{name}: {told}")
+
+
+def test_layers_are_stacked_as_slices_say(places, tmp_path):
+    folder = places("gemma3_text")
+    content = {
+        "merge_method": "passthrough",
+        "slices": [
+            {"sources": [{"model": str(folder / A), "layer_range": [0, 2]}]},
+            {"sources": [{"model": str(folder / B), "layer_range": [1, 3]}]},
+        ],
+    }
+    merge_recipe(content, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 4
+    assert config["layer_types"] == ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    merged, one, other = state(tmp_path / "out"), state(folder / A), state(folder / B)
+    name = "model.layers.{}.mlp.up_proj.weight"
+    for place, (source, number) in enumerate([(one, 0), (one, 1), (other, 1), (other, 2)]):
+        assert torch.equal(merged[name.format(place)], source[name.format(number)])
+    assert torch.equal(merged["model.norm.weight"], other["model.norm.weight"])
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize("method", ["dare_ties", "della", "ties", "linear"])
+def test_the_same_recipe_gives_the_same_bytes(places, tmp_path, method):
+    """Whatever the order of the models, the settings of other tensors, the shards, or what this process drew before."""
+    folder = places(dtype=torch.bfloat16)
+    each = {"weight": 0.6} | ({} if method == "linear" else {"density": 0.5})
+    content = recipe(folder, method, base=method != "linear", each=each)
+    merge_recipe(content, tmp_path / "first")
+    torch.rand(10)
+    turned = content | {"models": content["models"][::-1]}
+    merge_recipe(turned, tmp_path / "turned", shard_bytes=20_000)
+    assert len(list((tmp_path / "turned").glob("*.safetensors"))) > 1
+    first, again = state(tmp_path / "first"), state(tmp_path / "turned")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    if "density" not in each:
+        return
+    each = {"weight": 0.6, "density": [{"filter": "mlp", "value": 0.3}, {"value": 0.5}]}
+    merge_recipe(recipe(folder, method, each=each), tmp_path / "other")
+    other = state(tmp_path / "other")
+    assert {name for name in first if not torch.equal(first[name], other[name])} == {name for name in first if ".mlp." in name}
+    if method != "ties":
+        merge_recipe(content, tmp_path / "seeded", seed=7)
+        assert not torch.equal(state(tmp_path / "seeded")["model.norm.weight"], first["model.norm.weight"])
+
+
+def test_an_adapter_is_merged_where_it_is_named(places, tmp_path):
+    from peft import PeftModel
+
+    folder = places("gpt2")
+    content = recipe(folder, "linear", base=False, models=[BASE, f"{BASE}+{folder}/lora"], each={"weight": 1.0})
+    merge_recipe(content, tmp_path / "out")
+    plain = AutoModelForCausalLM.from_pretrained(folder / BASE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / BASE), folder / "lora").merge_and_unload()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for (name, mean), x in zip(merged.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mean, (x + adapted.get_parameter(name)) / 2, msg=name)
+
+
+def test_equal_tensors_pass_through(places, tmp_path, monkeypatch):
+    folder = places("qwen2")
+    same = tiny.save(tiny.perturbed(tiny.tiny_model("qwen2"), 5, 0.2, "mlp"), tmp_path / "mlp")
+    merged = []
+    known = run.named("ties")
+    monkeypatch.setattr(type(known), "into", lambda self, out, tensors, base=None, **given: (merged.append(given["name"]), out.copy_(base)))
+    merge_recipe(recipe(folder, "ties", models=[str(same)], each={"weight": 1.0, "density": 0.5}), tmp_path / "out")
+    assert merged
+    assert all(".mlp." in name for name in merged)
+
+
+def test_a_killed_merge_goes_on(places, tmp_path, monkeypatch):
+    folder = places()
+    content = recipe(folder, "ties", each={"weight": 1.0, "density": 0.5})
+    merge_recipe(content, tmp_path / "whole")
+    monkeypatch.setattr(Output, "_wait", _killing(9))
+    with pytest.raises(KeyboardInterrupt):
+        merge_recipe(content, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    seen = []
+    monkeypatch.setattr(run, "_one", lambda *given, own=run._one: seen.append(given[1].piece.name) or own(*given))
+    told = merge_recipe(content, tmp_path / "out")
+    assert 0 < len(seen) < len(state(tmp_path / "whole"))
+    whole, out = state(tmp_path / "whole"), state(tmp_path / "out")
+    assert all(torch.equal(whole[name], out[name]) for name in whole)
+    assert told["sources"] == json.loads((tmp_path / "whole" / "merge.json").read_text())["sources"]
+
+
+def _killing(after: int):
+    """A stand-in for waiting that syncs every tensor and is killed at the n-th."""
+    plain, calls = Output._wait, []
+
+    def wait(self):
+        plain(self)
+        self._sync()
+        calls.append(1)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+
+    return wait
+
+
+def test_a_tokenizer_rule_maps_embeddings_by_token(places, tmp_path):
+    folder = places("qwen2")
+    larger = tiny.tiny_model("qwen2", vocab_size=len(tiny.tiny_tokenizer()) + 2)
+    tokenizer = AutoTokenizer.from_pretrained(folder / BASE)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    larger.save_pretrained(tmp_path / "larger")
+    tokenizer.save_pretrained(tmp_path / "larger")
+    content = recipe(folder, "linear", base=False, models=[A, str(tmp_path / "larger")], each={"weight": 1.0})
+    with pytest.raises(MismatchError, match="tokenizer"):
+        merge_recipe(content, tmp_path / "out")
+    merge_recipe(content | {"tokenizer": {"source": "union", "pad_to_multiple_of": 8}}, tmp_path / "out")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    written = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert written.get_vocab() == tokenizer.get_vocab()
+    rows = merged.get_input_embeddings().weight
+    assert rows.shape[0] == merged.config.vocab_size == -(-len(tokenizer) // 8) * 8
+    own = larger.get_input_embeddings().weight
+    torch.testing.assert_close(rows[tokenizer.convert_tokens_to_ids("<two>")], own[-1])
+
+
+@pytest.mark.parametrize(("asked", "part"), [("chatml", "<|im_start|>"), ("{{ messages[0].content }} of my own", "of my own")])
+def test_a_chat_template_is_set(places, tmp_path, asked, part):
+    content = recipe(places(), "linear", base=False, each={"weight": 1.0}, chat_template=asked)
+    merge_recipe(content, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert part in tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
+
+
+def test_merging_a_library_is_the_recipe_in_memory(tmp_path):
+    library = tiny.tiny_library(tmp_path / "library", "gpt2", kind="lora")
+    merged = merge(library, "ties", density=0.5, weight=dict.fromkeys(library.names, 0.5) | {"code": 1.0}, lambda_=0.8)
+    models = [
+        {"model": f"{library.folder()}+{library.folder(name)}", "parameters": {"weight": 1.0 if name == "code" else 0.5}}
+        for name in library.names
+    ]
+    content = {"merge_method": "ties", "base_model": str(library.folder()), "models": models, "parameters": {"density": 0.5, "lambda": 0.8}}
+    merge_recipe(content, tmp_path / "out")
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for (name, mine), theirs in zip(merged.named_parameters(), written.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+    with pytest.raises(UnknownName, match="medical"):
+        merge(library, "ties", weight={"medcal": 1.0})
+    with pytest.raises(SettingsError, match="lacks a specialist"):
+        merge(library, "ties", weight={"medical": 1.0})
+    with pytest.raises(UnknownName, match="density"):
+        merge(library, "ties", densty=0.5)
+
+
+def broken(folder: Path, name: str, change) -> Path:
+    """A copy of a model with its tensors changed."""
+    tensors = state(folder / A)
+    change(tensors)
+    place = tiny.save(tiny.tiny_model("qwen2"), folder / name)
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    return place
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "told"),
+    [
+        (lambda tensors: tensors["model.norm.weight"].fill_(float("nan")), DataError, "model.norm.weight"),
+        (lambda tensors: tensors.pop("model.norm.weight"), MismatchError, "norm.weight"),
+        (lambda tensors: tensors.update({"model.norm.weight": torch.ones(3)}), MismatchError, "norm.weight"),
+    ],
+)
+@pytest.mark.parametrize("method", ["linear", "ties", "slerp"])
+def test_a_bad_model_leaves_nothing(places, tmp_path, method, change, error, told):
+    folder = places("qwen2")
+    bad = broken(folder, f"bad-{told}-{error.__name__}", change)
+    each = {"slerp": {}, "linear": {"weight": 1.0}}.get(method, {"weight": 1.0, "density": 0.5})
+    content = recipe(folder, method, base=method != "linear", models=[str(bad)] if method == "slerp" else [A, str(bad)], each=each)
+    with pytest.raises(error, match=told):
+        merge_recipe(content | ({"parameters": {"t": 0.5}} if method == "slerp" else {}), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_refused_before_anything_is_opened(places, tmp_path):
+    folder = places()
+    good = recipe(folder, "linear", base=False, each={"weight": 1.0})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(StorageError, match="something else"):
+        merge_recipe(good, tmp_path / "full")
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+    with pytest.raises(UnknownName, match="ties"):
+        merge_recipe(good | {"merge_method": "tise"}, tmp_path / "out")
+    with pytest.raises(StorageError):
+        merge_recipe(recipe(folder, "linear", base=False, models=[A, "nowhere"], each={"weight": 1.0}), tmp_path / "out")
+    with pytest.raises(UnknownName, match="chatml"):
+        merge_recipe(good | {"chat_template": "chat_ml"}, tmp_path / "out")
+    other = tiny.save(tiny.tiny_model("qwen2", num_attention_heads=2, num_key_value_heads=1), tmp_path / "heads")
+    with pytest.raises(MismatchError, match="num_attention_heads"):
+        merge_recipe(recipe(folder, "linear", base=False, models=[A, str(other)], each={"weight": 1.0}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tied_and_untied_heads_are_told(places, tmp_path):
+    tied, untied = places("llama", tie_word_embeddings=True), places("llama", tie_word_embeddings=False)
+    content = recipe(tied, "linear", base=False, models=[A, str(untied / A)], each={"weight": 1.0})
+    with pytest.raises(AsterismError, match="lm_head"):
+        merge_recipe(content, tmp_path / "out")
+    stored = state(tied / A)
+    twin = tiny.save(tiny.tiny_model("llama", tie_word_embeddings=True), tmp_path / "twin")
+    save_file(stored | {"lm_head.weight": stored["model.embed_tokens.weight"].clone()}, twin / "model.safetensors", {"format": "pt"})
+    pieces = Merge(run.Recipe.of(recipe(tied, "linear", base=False, models=[A, str(twin)], each={"weight": 1.0}))).pieces
+    assert "lm_head.weight" not in [piece.name for piece in pieces]
+    save_file(
+        stored | {"lm_head.weight": torch.zeros_like(stored["model.embed_tokens.weight"])}, twin / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(MismatchError, match="ties"):
+        merge_recipe(recipe(tied, "linear", base=False, models=[A, str(twin)], each={"weight": 1.0}), tmp_path / "out")
+
+
+def test_a_stale_library_folder_is_not_needed(tmp_path):
+    """A library opened from a folder merges with whatever method knows no base."""
+    library = tiny.tiny_library(tmp_path / "library", "qwen2")
+    mean = merge(Library.open(tmp_path / "library"), "uniform")
+    parameters = [dict(library.model(name).named_parameters()) for name in library.names]
+    for name, mine in mean.named_parameters():
+        torch.testing.assert_close(mine, torch.stack([own[name] for own in parameters]).mean(0), atol=1e-6, rtol=1e-5)
