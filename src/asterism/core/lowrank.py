@@ -94,7 +94,7 @@ def products(matrices: Sequence[Factors | None], by: Literal["whole", "up", "dow
     for i, (up, down) in known.items():
         for j, (other_up, other_down) in known.items():
             if i <= j:
-                found[:, i, j] = found[:, j, i] = (up @ (down @ other_down.mT) * other_up).sum(1)
+                found[:, i, j] = found[:, j, i] = (up @ (down @ other_down.mT) * other_up).sum(1).cpu()
     return found if by == "up" else found.sum(0)
 
 

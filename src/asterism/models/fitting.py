@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from asterism.core.errors import SettingsError
+from asterism.core.errors import DataError, SettingsError
 from asterism.core.lowrank import Factors, difference, nearest_for_energy, nearest_low_rank, shortened, size
 from asterism.models.adapters import write_adapter
 from asterism.models.anatomy import Anatomy
@@ -42,6 +42,14 @@ class AdapterReport:
         left = sum(norm**2 for norm in self.left_out.values())
         held = sum(norm**2 for norm in self.norms.values())
         return sqrt((self.error**2 * held + left) / (held + left)) if held + left else 0.0
+
+    def kinds(self) -> dict[str, AdapterReport]:
+        """The parameters that the adapter holds by what they are in every block: `mlp.down_proj` -> the report of these alone."""
+        found: dict[str, AdapterReport] = {}
+        for name in self.ranks:
+            part = found.setdefault(".".join(name.split(".")[-3:-1]), AdapterReport())
+            part.errors[name], part.ranks[name], part.norms[name] = self.errors[name], self.ranks[name], self.norms[name]
+        return found
 
 
 class Fitting:
@@ -92,10 +100,14 @@ class Fitting:
 
     def check(self, what: str) -> None:
         """SettingsError when nothing is in the adapter of this `what`."""
-        if not self.factors:
-            left = sorted(self.report.left_out)
-            mend = "save a checkpoint instead; what changes: " + (", ".join(left[:3]) or "nothing")
-            raise SettingsError(f"Nothing of this {what} fits in an adapter.", met=f"{len(left)} other parameters", mend=mend)
+        if self.factors:
+            return
+        left = sorted(self.report.left_out)
+        if not left:
+            mend = "the base itself is the result; check weights and models"
+            raise SettingsError(f"Nothing is left of this {what}: no parameter changes.", met="an adapter of zeros", mend=mend)
+        met = f"{len(left)} other parameters change: {', '.join(left[:3])}"
+        raise SettingsError(f"Nothing of this {what} fits in an adapter.", met=met, mend="save a checkpoint instead")
 
     def write(self, folder: Path, base: str, revision: str | None = None) -> None:
         """The adapter as a PEFT folder; see `write_adapter`."""
@@ -105,6 +117,9 @@ class Fitting:
         """missed: norm of what factors lack of the change; error: that of these, relative, where it is known."""
         if self.dtype is not None and factors[0].dtype != self.dtype:
             factors, error = (factors[0].to(self.dtype), factors[1].to(self.dtype)), None
+            if not all(factor.isfinite().all() for factor in factors):
+                met = f"{parameter}, {self.dtype}"
+                raise DataError("A factor is too large for its dtype.", met=met, mend="another dtype, or smaller weights")
         self.factors[parameter] = LowRank(factors[0].cpu(), factors[1].cpu())
         self.report.errors[parameter] = missed(factors) / norm if error is None else error
         self.report.norms[parameter], self.report.ranks[parameter] = norm, self.factors[parameter].rank
