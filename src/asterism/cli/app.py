@@ -24,6 +24,7 @@ COMMANDS = {
     "compose": "Write the model that a text needs.",
     "generate": "Answer texts, each under its own mixture.",
     "merge": "Merge models into one as a recipe says.",
+    "extract-lora": "Cut a LoRA adapter out of a model that was tuned in full.",
     "evaluate": "Compare the composition with its rivals on held-out probes.",
 }
 
@@ -34,7 +35,7 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         if name in COMMANDS:
-            command = typer.main.get_command(import_module(f"asterism.cli.{name}").app)
+            command = typer.main.get_command(import_module(f"asterism.cli.{name.replace('-', '_')}").app)
             command.name = name
         return name, command, rest
 

@@ -89,7 +89,7 @@ def _given(plain: dict[str, Any], chosen: dict[str, Any], classes: Sequence[type
     for name in values:
         if name not in known:
             raise UnknownName("setting", name, known)
-    if plain["seed"] is not None:
+    if plain.get("seed") is not None:
         chosen["seed"] = plain["seed"]
     values |= chosen
     return Given(values, int(values.get("seed", 42)), _device(plain["device"]), plain.get("dtype"), plain["json"])

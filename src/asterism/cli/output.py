@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from asterism.models.fitting import AdapterReport
 
 BAR = 24
 WIDEST = 12
@@ -28,6 +31,15 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for row in rows:
         shown.add_row(*map(escape, row))
     Console().print(shown)
+
+
+def adapter_table(title: str, report: AdapterReport) -> None:
+    """Ranks and errors of an adapter by kind of matrix, and what it leaves out."""
+    from asterism.merge.adapting import left_out, rows
+
+    table(title, ("matrices", "number", "rank", "relative error"), rows(report))
+    if report.left_out:
+        line(left_out(report))
 
 
 def bar(value: float, largest: float, width: int = BAR) -> str:
