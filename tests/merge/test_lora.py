@@ -241,6 +241,18 @@ def test_what_a_merge_of_models_does_to_the_rest_is_told(places, anatomies, tmp_
     assert "transformer.wte.weight" in card
 
 
+def test_passthrough_shortens_one_adapter(places, anatomies, tmp_path):
+    folder, anatomy = places("llama"), anatomies["llama"]
+    content = recipe(folder, "passthrough", ("two",), base=None)
+    assert merge_adapters(content, tmp_path / "same").error == 0.0
+    two = raw_deltas(folder / "two", anatomy)
+    assert_close(written(tmp_path / "same", anatomy), two, 1e-7)
+    report = merge_adapters(content, tmp_path / "short", rank=1)
+    for name, delta in two.items():
+        s = np.linalg.svd(delta, compute_uv=False)
+        assert report.errors[name] == pytest.approx(np.sqrt((s[1:] ** 2).sum() / (s**2).sum()), rel=1e-4)
+
+
 def test_adapters_of_other_modules_leave_each_others_alone(places, anatomies, tmp_path):
     folder, anatomy = places("gpt2"), anatomies["gpt2"]
     base = tiny.tiny_model("gpt2")

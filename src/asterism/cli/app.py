@@ -17,8 +17,8 @@ from asterism.core.errors import AsterismError
 COMMANDS = {
     "demo": "The whole story offline, from training to answers.",
     "train": "Train a generalist, or a specialist from it.",
-    "index": "Fingerprint each domain's probes and write the constellation.",
-    "calibrate": "Fit how evidence and prior are weighed, on validation probes.",
+    "index": "Fingerprint each domain's probes; write the constellation.",
+    "calibrate": "Fit how evidence and prior weigh, on validation probes.",
     "diagnose": "Say whether the library can be composed, and why.",
     "explain": "Show what a text asks of the library, layer by layer.",
     "compose": "Write the model that a text needs.",
