@@ -27,8 +27,8 @@ from asterism.models.sources import HUB, located, recorded
 
 MANIFEST = "library.json"
 FORMAT_VERSION = 1
-RESERVED = ("general", "generalist", "all", "auto", "constellation")
-"""Names that already mean something: the general probes, the generalist itself, every layer, the index's folder."""
+RESERVED = ("general", "generalist", "all", "auto", "constellation", "merging")
+"""Names that already mean something: the general probes, the generalist itself, every layer, two folders beside the manifest."""
 
 
 @dataclass(frozen=True, eq=False)
