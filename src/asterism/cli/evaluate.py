@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from asterism.cli.options import LIBRARY, Given, command
 from asterism.cli.places import open_both
 from asterism.evaluate.settings import EvaluationSettings
+
+if TYPE_CHECKING:
+    from asterism.core.corpus import Corpus
+    from asterism.evaluate.merges import Merged
+    from asterism.models.library import Library
 
 PROTOCOLS = {"whole": ("whole",), "continuation": ("continuation",), "both": ("whole", "continuation")}
 
@@ -27,6 +32,14 @@ def app(
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of results.json, rows.parquet and report.html.  [default: LIBRARY/evaluation]", show_default=False),
+    ] = None,
+    merges: Annotated[
+        str | None,
+        typer.Option(
+            help="Merge methods to compare too, e.g. ties,dare_ties or all; each takes the setting of its usual grid that is best on "
+            "held-out texts that no probe is drawn from.",
+            show_default=False,
+        ),
     ] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="The paper's index and protocol for every candidate (`paper` itself is always among them).")
@@ -47,7 +60,8 @@ def app(
     probes = draw(corpus, opened.names, settings)
     known = draw_index_probes(corpus, opened.names, seed=settings.seed) if all(corpus.train.get(name) for name in opened.names) else None
     place = out or opened.root / "evaluation"
-    results = evaluate(opened, constellation, probes, settings, out=place, index_probes=known)
+    best = _tuned(opened, corpus, merges, settings, place) if merges else []
+    results = evaluate(opened, constellation, probes, settings, out=place, index_probes=known, merges=best)
     from asterism.report.html import write_report
 
     report = place / "report.html"
@@ -61,3 +75,12 @@ def app(
         line(f"report: {report}")
 
     return {"out": place, "report": report, "probes": len(probes), "table": results["table"], "losses": results["losses"]}, show
+
+
+def _tuned(library: Library, corpus: Corpus, methods: str, settings: EvaluationSettings, place: Path) -> list[Merged]:
+    """The methods asked for, tuned on texts that the draw of test probes leaves over."""
+    from asterism.evaluate.merges import tuned
+    from asterism.evaluate.probes import validation_probes
+
+    validation = validation_probes(corpus, library.names, settings)
+    return tuned(library, [name.strip() for name in methods.split(",")], validation, settings, state=place / ".merges")

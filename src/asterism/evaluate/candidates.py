@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from asterism.compose.build import compose
 from asterism.compose.plan import composed_parameters
 from asterism.compose.settings import CompositionSettings
 from asterism.constellation.evidence import Evidence
@@ -18,12 +20,26 @@ from asterism.constellation.specialist_space import cosine_coefficients
 from asterism.evaluate.reading import Reading
 from asterism.evaluate.settings import EvaluationSettings, Protocol
 from asterism.models.library import Library
+from asterism.models.types import PreTrainedModel
 
 BEST_SINGLE, ROUTED, ROUTED_ACTIVATION = "best_single", "routed_coefficient", "routed_activation"
 UNIFORM, TASK_ARITHMETIC = "uniform", "task_arithmetic"
 ENSEMBLE, ENSEMBLE_UNIFORM = "ensemble", "ensemble_uniform"
 DEFAULT, FAST, NODES, REFINED = "default", "fast", "nodes", "refined"
 PAPER, JOINT, SPECIALIST_SPACE, RANDOM = "paper", "joint", "specialist_space", "random"
+
+
+class OneModel(typing.Protocol):
+    """A candidate that is one model for all probes."""
+
+    @property
+    def name(self) -> str:
+        """In the tables."""
+        ...
+
+    def build(self, library: Library) -> PreTrainedModel:
+        """The model."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,11 +57,15 @@ class Composed:
 
 @dataclass(frozen=True)
 class Static:
-    """A candidate that is one model for all probes."""
+    """One composition for all probes."""
 
     name: str
     composition: CompositionSettings
     mixture: Mixture
+
+    def build(self, library: Library) -> PreTrainedModel:
+        """The model."""
+        return compose(library, self.mixture, self.composition)
 
 
 def composed_candidates(library: Library, constellation: Constellation, settings: EvaluationSettings) -> list[Composed]:

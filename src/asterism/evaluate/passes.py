@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from asterism.compose.build import compose
 from asterism.compose.composer import Composer
 from asterism.compose.cost import cheaper
 from asterism.compose.refining import refined
@@ -20,7 +19,7 @@ from asterism.core.corpus import Probe
 from asterism.core.progress import counting
 from asterism.core.statistics import pearson, wilson
 from asterism.core.weights import top_k
-from asterism.evaluate.candidates import Composed, Static
+from asterism.evaluate.candidates import Composed, OneModel
 from asterism.evaluate.probes import read_span
 from asterism.evaluate.reading import Reading
 from asterism.evaluate.scoring import Scores, losses_of, record
@@ -48,9 +47,9 @@ def correlation(reading: Reading, coefficients: Tensor) -> dict:
     return {"r": r, "low": low, "high": high, "n": perplexity.numel()}
 
 
-def score_static(library: Library, candidate: Static, batches: Sequence[Batch], n: int) -> Scores:
+def score_static(library: Library, candidate: OneModel, batches: Sequence[Batch], n: int) -> Scores:
     """Both protocols of one merged model, built once."""
-    model, scores = compose(library, candidate.mixture, candidate.composition), Scores.empty(n)
+    model, scores = candidate.build(library).eval(), Scores.empty(n)
     with counting(candidate.name, len(batches)) as advance, torch.inference_mode():
         for batch in batches:
             placed = batch.to(library.device)

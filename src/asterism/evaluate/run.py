@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from asterism.evaluate.candidates import (
     mixtures_of,
     static_candidates,
 )
+from asterism.evaluate.merges import Merged
 from asterism.evaluate.parts import Parts, pack, unpack
 from asterism.evaluate.passes import collinearity, correlation, mixture_facts, refine, retrieval, score_composed, score_static
 from asterism.evaluate.probes import check_lengths, check_unseen, read_span
@@ -47,10 +49,12 @@ def evaluate(
     *,
     out: str | Path,
     index_probes: Mapping[str, Sequence[str]] | None = None,
+    merges: Sequence[Merged] = (),
 ) -> dict[str, Any]:
     """Score every candidate on every probe; leave `rows.parquet` and `results.json` in `out` and return the results.
 
-    `index_probes` (domain -> texts) are needed by the specialist-space contrast, which is left out without them. A killed
+    `index_probes` (domain -> texts) are needed by the specialist-space contrast, which is left out without them. `merges`: further
+    merges to score, with the settings that `evaluate.merges.tuned` chose on other probes. A killed
     run goes on where it stopped when called again with the same library, constellation, probes and settings.
     Raises DataError for a probe too short to score or one that the constellation was calibrated on, UnknownName for a probe of a domain
     without a specialist.
@@ -65,7 +69,7 @@ def evaluate(
     reading_batches = batches(tokens, max_tokens=ensemble_tokens(voices, library.anatomy.vocabulary, settings.max_tokens), pad=pad)
     score_batches = batches(tokens, max_tokens=settings.max_tokens, pad=pad)
 
-    made_from = {
+    made_from: dict[str, Any] = {
         "library": library.digests(),
         "constellation": constellation.origin,
         "calibration": constellation.calibration.digest(),
@@ -73,13 +77,15 @@ def evaluate(
         "probes": digest_of([[probe.id, probe.text, list(probe.domains)] for probe in probes]),
         "index_probes": digest_of({name: list(texts) for name, texts in (index_probes or {}).items()}),
     }
+    if merges:
+        made_from["merges"] = [asdict(merged) for merged in merges]
     parts = Parts(out / ".parts", digest_of(made_from, settings.model_dump(mode="json")))
     read = {p: [library.tokenizer.decode(ids[: read_span(p, len(ids)).stop]) for ids in tokens] for p in settings.protocols}
     reading = _reading(library, constellation, reading_batches, n, parts, settings)
     space = _specialist_space(library, constellation, index_probes)
 
     losses: dict[tuple[str, Protocol], Tensor] = dict(_read_losses(reading, constellation, settings))
-    for candidate in static_candidates(library, settings):
+    for candidate in [*static_candidates(library, settings), *merges]:
         found = parts.tensors(candidate.name, lambda c=candidate: {**score_static(library, c, score_batches, n).loss})
         losses |= {(candidate.name, protocol): found[protocol] for protocol in settings.protocols}
     facts: list[dict] = []
@@ -106,6 +112,7 @@ def evaluate(
             if protocol == settings.protocols[0] and candidate.name == DEFAULT:
                 example = _example(constellation, probes, mixtures, settings)
 
+    about = descriptions(library, settings, composed) | {merged.name: merged.about for merged in merges}
     rows = list(_rows(probes, tokens, losses, settings))
     rows += best_of(rows, f"{TASK_ARITHMETIC}@", TASK_ARITHMETIC)
     wins, means = tables(rows, settings.scale)
@@ -116,9 +123,7 @@ def evaluate(
         "settings": settings.model_dump(mode="json"),
         "origin": made_from,
         "domains": list(library.names),
-        "candidates": {
-            name: line for name, line in descriptions(library, settings, composed).items() if any(row["candidate"] == name for row in rows)
-        },
+        "candidates": {name: line for name, line in about.items() if any(row["candidate"] == name for row in rows)},
         "table": wins,
         "losses": means,
         "retrieval": _retrieval(library, reading, probes, space, settings, composed),
