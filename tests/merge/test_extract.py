@@ -221,6 +221,12 @@ def test_models_that_do_not_belong_together_are_refused(places, tmp_path):
     tiny.save(only, tmp_path / "norm")
     with pytest.raises(SettingsError, match=r"Nothing of this change fits[\s\S]*ln_f.bias"):
         extract(folder / "base", tmp_path / "norm", out, rank=4)
+    tiny.save(AutoModelForCausalLM.from_pretrained(folder / "full", dtype="auto"), tmp_path / "twice")
+    weights = tmp_path / "twice" / "model.safetensors"
+    stored = load_file(weights)
+    save_file({**stored, "lm_head.weight": stored["transformer.wte.weight"] + 1}, weights, {"format": "pt"})
+    with pytest.raises(MismatchError, match="ties are not equal"):
+        extract(folder / "base", tmp_path / "twice", out, rank=4)
     tokenizer = json.loads((tmp_path / "norm" / "tokenizer.json").read_text())
     first, second, *_ = tokenizer["model"]["vocab"]
     words = tokenizer["model"]["vocab"]
