@@ -29,7 +29,7 @@ MOST = 16
 _level = len(LEVELS) - 1  # the best that this processor runs
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _HIGH, _LOW = 16, 15  # bits of a magnitude that the first and the second histogram count by
-_LONG = 1 << 32  # elements, from which a histogram's counters might overflow
+_LONG = 1 << 31  # elements, from which a histogram's counters might overflow
 
 
 def takes(*tensors: Tensor) -> bool:
@@ -98,7 +98,7 @@ def _count(base: Tensor, tensor: Tensor, shift: int, bins: int, prefix: int) -> 
     threads, shares = min(threads, -(-n // CHUNK)), 4 if prefix < 0 and n > CHUNK else 1
     counts = torch.zeros(threads, shares, bins, dtype=torch.int32)
     _kernel.count(_level, threads, _source(base), _sources([tensor]), n, shift, bins, shares, prefix, counts.data_ptr())
-    return (counts.view(-1, bins).long() & 0xFFFFFFFF).sum(0)  # the counters are unsigned
+    return counts.view(-1, bins).sum(0)
 
 
 def _locate(counts: Tensor, k: int) -> tuple[int, int]:

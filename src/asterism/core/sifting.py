@@ -22,6 +22,7 @@ Sift = Literal["none", "magnitude", "outliers", "random", "ranked"]
 _SIFTS = ("none", "magnitude", "outliers", "random", "ranked")
 _CONSENSUS = ("none", "sum", "count")
 _BLOCK = 16 * CHUNK  # elements at a time: bounds the wide temporaries
+_FEW = 1 << 14  # elements up to which a histogram costs more than a sort
 _SMALL = 1e-7  # sums of magnitudes below this are not rescaled to
 _NOTHING = 1e-8  # a sum of weights below this does not divide
 
@@ -78,7 +79,8 @@ def sparse_sum(base: Tensor, tensors: Sequence[Tensor], how: SparseSum, out: Ten
     if out.numel() == 0:
         return
     narrow = accumulator(base, *tensors) == torch.float32 and len(tensors) <= native.MOST
-    path = sparse_sum_native if narrow and native.takes(base, *tensors, out) else sparse_sum_torch
+    worth = how.sift not in ("magnitude", "outliers") or out.numel() > _FEW
+    path = sparse_sum_native if narrow and worth and native.takes(base, *tensors, out) else sparse_sum_torch
     with torch.no_grad():
         path(base, tensors, how, out, name)
 
