@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from asterism.core.errors import StorageError
-from asterism.merge import files
+from asterism.merge import files, streams
 from asterism.merge.files import Layout, laid_out, writing
 from asterism.models.checkpoints import Checkpoint
 
@@ -38,8 +38,11 @@ def write(out, plan: Layout, names=tuple(TENSORS), *, origin="origin", end: type
 
 @pytest.fixture
 def killed(tmp_path, monkeypatch):
-    """A place where a run was killed after two or three tensors."""
+    """A place where a run was killed after two or three tensors, each of which was synced."""
     monkeypatch.setattr(files, "_SYNC_BYTES", 1)
+    monkeypatch.setattr(streams, "ALIGNED", 1)
+    monkeypatch.setattr(streams, "HELD", 8)
+    monkeypatch.setattr(streams, "_direct", lambda path: None)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "model", layout(), ["a", "b", "c"], end=KeyboardInterrupt)
     return tmp_path / "model"
@@ -58,6 +61,35 @@ def test_what_is_written_is_read(tmp_path, shard_bytes):
         assert file.metadata() == {"format": "pt"}
     assert {path.name for path in out.iterdir()} == {*plan.headers, *(["model.safetensors.index.json"] if plan.index else [])}
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_stream_writes_what_is_appended_wherever_it_begins(tmp_path, monkeypatch, direct):
+    if not direct:
+        monkeypatch.setattr(streams, "_direct", lambda path: None)
+    monkeypatch.setattr(streams, "HELD", 2 * streams.ALIGNED)
+    generator = torch.Generator().manual_seed(1)
+    whole = torch.randint(0, 256, (50_001,), dtype=torch.uint8, generator=generator)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(50_001))
+    at = 0
+    for lengths in ((1, 5000, 4096, 0, 8192), (3, 20_000), (12_709,)):  # three runs, each going on where the last ended
+        stream = streams.Stream(path, at)
+        for length in lengths:
+            stream.write(whole[at : at + length])
+            at += length
+            assert stream.place == at
+            assert stream.handed <= at
+        stream.close()
+        assert path.read_bytes()[:at] == bytes(whole[:at].tolist())
+    assert at == len(whole) == path.stat().st_size
+
+
+def test_a_journal_names_only_what_was_handed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_SYNC_BYTES", 1)  # a journal after each tensor, but blocks are never full
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "model", layout(), end=KeyboardInterrupt)
+    assert write(tmp_path / "model", layout()) == {}
 
 
 def test_what_else_is_put_there_belongs_to_it(tmp_path):

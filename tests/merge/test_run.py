@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asterism.core.errors import AsterismError, DataError, MismatchError, SettingsError, StorageError, UnknownName
 from asterism.core.progress import quiet
-from asterism.merge import run
+from asterism.merge import files, run, streams
 from asterism.merge.files import Output
 from asterism.merge.library import merge
 from asterism.merge.run import Merge, merge_recipe
@@ -181,7 +181,11 @@ def test_a_killed_merge_goes_on(places, tmp_path, monkeypatch):
     folder = places()
     content = recipe(folder, "ties", each={"weight": 1.0, "density": 0.5})
     merge_recipe(content, tmp_path / "whole")
-    monkeypatch.setattr(Output, "_wait", _killing(9))
+    monkeypatch.setattr(files, "_SYNC_BYTES", 1)
+    monkeypatch.setattr(streams, "ALIGNED", 1)
+    monkeypatch.setattr(streams, "HELD", 64)
+    monkeypatch.setattr(streams, "_direct", lambda path: None)
+    monkeypatch.setattr(Output, "write", _killing(9))
     with pytest.raises(KeyboardInterrupt):
         merge_recipe(content, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -196,17 +200,16 @@ def test_a_killed_merge_goes_on(places, tmp_path, monkeypatch):
 
 
 def _killing(after: int):
-    """A stand-in for waiting that syncs every tensor and is killed at the n-th."""
-    plain, calls = Output._wait, []
+    """A stand-in for writing that is killed at the n-th tensor."""
+    plain, calls = Output.write, []
 
-    def wait(self):
-        plain(self)
-        self._sync()
+    def write(self, *given):
+        plain(self, *given)
         calls.append(1)
         if len(calls) == after:
             raise KeyboardInterrupt
 
-    return wait
+    return write
 
 
 def test_a_tokenizer_rule_maps_embeddings_by_token(places, tmp_path):

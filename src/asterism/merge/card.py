@@ -55,7 +55,7 @@ def card(name: str, told: Mapping[str, Any]) -> str:
         lines.append(f"| {who} | {source['tensors']} | `{source['digest'][:16]}` | {far} |")
     recipe = yaml.safe_dump(told["recipe"], sort_keys=False, allow_unicode=True).strip()
     lines += [
-        "", "Distance: |merge - model| / |model|, over all tensors of equal shape, estimated on 65,536 entries of each.",
+        "", "Distance: |merge - model| / |model|, over all tensors of equal shape, estimated on 16,384 entries of each.",
         "Content: a digest of the tensors that went in, whatever files they lie in.", "",
         "## Recipe", "", "```yaml", recipe, "```", "", "Run it again with `asterism merge recipe.yaml OUT` "
         f"(`--seed {told['seed']}`): the same models give the same bytes.", "",

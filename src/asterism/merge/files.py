@@ -11,13 +11,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from asterism.core.errors import StorageError
 from asterism.core.storage import put_in_place, told_as_storage_error, write_json
+from asterism.merge.streams import Stream
 
 SHARD_BYTES = 5_000_000_000
 """Most bytes of tensors a file, as transformers saves them."""
@@ -84,12 +85,12 @@ def laid_out(tensors: Mapping[str, tuple[Sequence[int], torch.dtype]], shard_byt
 
 
 class Output:
-    """The checkpoint while it is written. Use `writing`."""
+    """The checkpoint while it is written, tensor after tensor as they lie in the files. Use `writing`."""
 
     def __init__(self, folder: Path, layout: Layout, done: dict[str, Any]) -> None:
         self.folder, self.layout, self.done = folder, layout, done
         """done: tensor -> what an earlier run of the same work noted of it."""
-        self._files: dict[str, IO[bytes]] = {shard: open(folder / shard, "r+b", buffering=0) for shard in layout.headers}  # noqa: SIM115
+        self._stream: tuple[str, Stream] | None = None
         self._thread = ThreadPoolExecutor(1)
         self._waiting: Future | None = None
         self._noted: dict[str, Any] = {}
@@ -104,17 +105,16 @@ class Output:
         """Everything handed over is on the disk, or the error that kept it from there is raised."""
         try:
             self._wait()
-            self._sync()
+            self._finish()
         finally:
             self.abandon()
 
     def abandon(self) -> None:
         """Stop writing; what the journal names stays for the next run."""
         self._thread.shutdown(cancel_futures=True)
-        for file in self._files.values():
-            with suppress(OSError):
-                file.close()
-        self._files = {}
+        if self._stream is not None:
+            self._stream[1].abandon()
+            self._stream = None
 
     def _wait(self) -> None:
         if self._waiting is not None:
@@ -123,25 +123,34 @@ class Output:
 
     def _write(self, name: str, tensor: Tensor, note: Any) -> None:
         slot = self.layout.slots[name]
-        bits: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-        data, file = memoryview(bits), self._files[slot.shard]
-        file.seek(slot.start)
-        while data:
-            data = data[file.write(data) :]
+        if self._stream is None or (self._stream[0], self._stream[1].place) != (slot.shard, slot.start):
+            self._finish()
+            self._stream = slot.shard, Stream(self.folder / slot.shard, slot.start)
+        self._stream[1].write(tensor.contiguous().reshape(-1).view(torch.uint8))
         self._noted[name] = note
         self._unsynced += slot.nbytes
         if self._unsynced >= _SYNC_BYTES:
-            self._sync()
+            self._stream[1].sync()
+            self._note(self._stream[1].handed)
 
-    def _sync(self) -> None:
-        for shard in {self.layout.slots[name].shard for name in self._noted}:
-            os.fsync(self._files[shard].fileno())
+    def _finish(self) -> None:
+        """End the stream: all that was noted is on the disk."""
+        if self._stream is not None:
+            (_, stream), self._stream = self._stream, None
+            stream.close()
+            self._note(None)
+
+    def _note(self, upto: int | None) -> None:
+        """Enter into the journal the tensors that lie before `upto` in their file, or all."""
+        ends = {name: self.layout.slots[name].start + self.layout.slots[name].nbytes for name in self._noted}
+        lasting = {name: note for name, note in self._noted.items() if upto is None or ends[name] <= upto}
         with open(self.folder / _JOURNAL, "a", encoding="utf-8") as journal:
-            journal.writelines(json.dumps([name, note]) + "\n" for name, note in self._noted.items())
+            journal.writelines(json.dumps([name, note]) + "\n" for name, note in lasting.items())
             journal.flush()
             os.fsync(journal.fileno())
-        self.done |= self._noted
-        self._noted, self._unsynced = {}, 0
+        self.done |= lasting
+        self._noted = {name: note for name, note in self._noted.items() if name not in lasting}
+        self._unsynced = 0
 
 
 @contextmanager

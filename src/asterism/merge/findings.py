@@ -14,7 +14,7 @@ from asterism.core.storage import digest_of
 from asterism.merge.plan import Piece
 from asterism.merge.sources import Opened
 
-SAMPLE, BLOCK = 1 << 16, 1 << 12
+SAMPLE, BLOCK = 1 << 14, 1 << 10
 """Entries of a tensor that distances are measured on, and how many of them lie side by side."""
 
 
