@@ -14,7 +14,7 @@ help:
 	@echo "make test    the tests"
 	@echo "make check   style, types, layers, docs in step"
 	@echo "make bench   the benchmarks; results in benchmarks/results.json"
-	@echo "make docs    reference from docstrings into site/, docs/cli.md, results.md and claims.md"
+	@echo "make docs    reference from docstrings into site/, docs/cli.md, merge-methods.md, results.md and claims.md"
 	@echo "make setup   only make .venv"
 
 setup: $(READY)
@@ -38,6 +38,7 @@ check: setup
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(ONE_THREAD) $(BIN)/python docs/make_cli.py --check
+	$(ONE_THREAD) $(BIN)/python docs/make_methods.py --check
 	$(ONE_THREAD) $(BIN)/python docs/make_results.py --check
 	$(ONE_THREAD) $(BIN)/python docs/make_claims.py --check
 	$(BIN)/python docs/check_tree.py
@@ -51,6 +52,7 @@ bench: setup
 
 docs: setup
 	$(ONE_THREAD) $(BIN)/python docs/make_cli.py
+	$(ONE_THREAD) $(BIN)/python docs/make_methods.py
 	$(ONE_THREAD) $(BIN)/python docs/make_results.py
 	$(ONE_THREAD) $(BIN)/python docs/make_claims.py
 	$(ONE_THREAD) $(BIN)/python -m pdoc --docformat google -o site asterism asterism.core asterism.models asterism.constellation asterism.report asterism.demo

@@ -11,6 +11,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "images" / "who-wins.svg"
 EXPERIMENT = ROOT / "experiments" / "constellation"
+MERGES = ROOT / "experiments" / "merge" / "results.json"
 BENCHMARKS = ROOT / "benchmarks" / "results.json"
 sys.path.insert(0, str(ROOT))  # experiments/ is no installed package
 
@@ -24,17 +25,22 @@ from experiments.constellation.advice import CLOSE  # noqa: E402
 from experiments.constellation.analysis import Table  # noqa: E402
 from experiments.constellation.view import View  # noqa: E402
 
+MERGED = ("linear", "task_arithmetic", "slerp", "dare_ties", "ties", "breadcrumbs", "della")
 LIMITS = {
     "copy_ratio_fp32": "at least 0.9", "copy_ratio_bf16": "at least 0.9", "naive_speedup_fp32": "at least 8",
     "naive_speedup_bf16": "at least 8",
     "forward_ratio": "at least 0.9", "one_by_one_speedup": "at least 5", "coefficients_ms_1000": "under 5", "open_50_s": "under 1",
     "open_50_mb": "under 200", "help_s": "under 0.5", "prefill_ratio": "about 1", "fast_ratio": "about 1",
+    "linear_speedup": "at least 2.5", "task_arithmetic_speedup": "at least 2.5", "slerp_speedup": "at least 3",
+    "dare_ties_speedup": "at least 3", "ties_speedup": "at least 8", "breadcrumbs_speedup": "at least 8", "della_speedup": "at least 8",
+    "linear_copy_ratio": "at most 4", "ties_size_ratio": "about 2", "ties_models_ratio": "about 2",
+    **{f"{name}_memory_ratio": "at most 0.5" for name in MERGED},
 }  # fmt: skip
 HEAD = """# What was measured
 
-Written by `docs/make_results.py` from `results.json`, `ideas.json` and `updating.json` of `experiments/constellation` and from
-`benchmarks/results.json`; `make check` holds it in step, and a part whose JSON has not been made yet is left out. No figure here was
-typed by hand. [experiments/LOG.md](../experiments/LOG.md) says what was tried and what failed.
+Written by `docs/make_results.py` from `results.json`, `ideas.json` and `updating.json` of `experiments/constellation`, `results.json`
+of `experiments/merge` and `benchmarks/results.json`; `make check` holds it in step, and a part whose JSON has not been made yet is left
+out. No figure here was typed by hand. [experiments/LOG.md](../experiments/LOG.md) says what was tried and what failed.
 """
 
 
@@ -190,6 +196,50 @@ def renewed(made: Mapping[str, Any]) -> list[str]:
     ]
 
 
+CELLS = (("cross", "whole"), ("cross", "continuation"), ("single", "whole"))
+
+
+def merges(made: Mapping[str, Any]) -> list[str]:
+    """Static merges, each at its best setting, beside the composition and its rivals."""
+    parts = [
+        "## Static merges\n",
+        "`python -m experiments.merge`: every method that can merge all specialists of a library, over its usual grid; the setting with",
+        "the lowest mean loss on validation probes is scored on the ladder's test probes. Mean loss (per cent of the probes won against",
+        "the generalist / best task arithmetic / the default); two domains whole, two domains by continuation, one domain whole; lowest",
+        "loss first. Not static: the default and `fast` (a mixture a probe), `emr` and the routers (a specialist a probe), the ensemble.\n",
+    ]
+    for scale in dict.fromkeys(row["scale"] for row in made["losses"]):
+        losses = {(row["candidate"], row["task"], row["protocol"]): row["loss"] for row in _pooled(made["losses"], scale)}
+        wins = {(r["candidate"], r["rival"], r["task"], r["protocol"]): r["rate"] for r in _pooled(made["table"], scale)}
+        names = sorted({name for name, *_ in losses}, key=lambda name: losses[name, *CELLS[0]])
+        rows = [[f"`{name}`", _settings(made, scale, name), *(_cell(losses, wins, name, *cell) for cell in CELLS)] for name in names]
+        columns = [
+            "candidate",
+            "chosen, seed by seed",
+            *(f"{'two domains' if task == 'cross' else 'one domain'}, {p}" for task, p in CELLS),
+        ]
+        parts += [f"### {scale}\n", table(columns, rows)]
+    return parts
+
+
+def _pooled(rows: list[dict[str, Any]], scale: str) -> list[dict[str, Any]]:
+    """A rung's rows over all seeds, or of its one seed."""
+    own = [row for row in rows if row["scale"] == scale]
+    return [row for row in own if row["seed"] == "all"] or own
+
+
+def _settings(made: Mapping[str, Any], scale: str, name: str) -> str:
+    chosen = [row["parameters"] for row in made["tuned"] if (row["scale"], row["method"]) == (scale, name)]
+    told = [", ".join(f"{key} {value:g}" if not isinstance(value, list) else " + ".join(value) for key, value in p.items()) for p in chosen]
+    return "; ".join(dict.fromkeys(filter(None, told))) or "–"
+
+
+def _cell(losses: Mapping[tuple, float], wins: Mapping[tuple, float], name: str, task: str, protocol: str) -> str:
+    rates = [wins.get((name, rival, task, protocol)) for rival in ("generalist", "task_arithmetic", "default")]
+    won = " / ".join("–" if rate is None else f"{100 * rate:.0f}" for rate in rates)
+    return f"{losses[name, task, protocol]:.3f} ({won})"
+
+
 def speed(kept: list[dict[str, Any]]) -> list[str]:
     """The benchmarks' metrics beside their limits."""
     rows = [[b["name"], f"`{m}`", f"{v:g}" if v is not None else "-", LIMITS.get(m, "")] for b in kept for m, v in b["metrics"].items()]
@@ -209,6 +259,7 @@ def page() -> str:
         (EXPERIMENT / "results.json", ladder),
         (EXPERIMENT / "ideas.json", choice),
         (EXPERIMENT / "updating.json", renewed),
+        (MERGES, merges),
         (BENCHMARKS, speed),
     )
     for path, told in sources:

@@ -17,6 +17,7 @@ METRICS = {
     "mixture": {"prefill_ratio", "fast_ratio"},
     "index": {"coefficients_ms_1000", "open_50_s", "open_50_mb"},
     "evaluate": {"one_by_one_speedup"},
+    "merge": {"linear_copy_ratio", "ties_size_ratio", "ties_models_ratio"},
 }
 
 
@@ -28,3 +29,6 @@ def test_quick_setting(name):
     assert last["name"] == name
     assert METRICS[name] <= last["metrics"].keys()
     assert all(value > 0 for key, value in last["metrics"].items() if key in METRICS[name])
+    if name == "merge":
+        methods = ("linear", "task_arithmetic", "slerp", "dare_ties", "ties", "breadcrumbs", "della")
+        assert {f"{method}_{kind}" for method in methods for kind in ("speedup", "memory_ratio")} <= last["metrics"].keys()

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from asterism.core.errors import AsterismError as AsterismError
     from asterism.evaluate.run import evaluate as evaluate
     from asterism.evaluate.settings import EvaluationSettings as EvaluationSettings
+    from asterism.merge.library import merge as merge
+    from asterism.merge.run import merge_recipe as merge_recipe
     from asterism.models.library import Library as Library
     from asterism.models.settings import TrainingSettings as TrainingSettings
     from asterism.models.training import train as train
@@ -51,6 +53,8 @@ _HOME = {
     "compose": "compose.build",
     "diagnose": "constellation.diagnosis",
     "evaluate": "evaluate.run",
+    "merge": "merge.library",
+    "merge_recipe": "merge.run",
     "read_corpus": "core.corpus",
     "train": "models.training",
 }
@@ -67,7 +71,7 @@ class _Verb(ModuleType):
 
 
 class _Door(ModuleType):
-    """Whichever way `asterism.compose` and `asterism.evaluate` come to be loaded, they can be both entered and called."""
+    """Whichever way `asterism.compose`, `evaluate` and `merge` come to be loaded, they can be both entered and called."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _HOME and isinstance(value, ModuleType):
@@ -85,7 +89,7 @@ def __getattr__(name: str) -> Any:
         return version(__name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the front door offers {', '.join(__all__)}")
-    if name in ("compose", "evaluate"):
+    if _HOME[name].startswith(f"{name}."):
         return import_module(f"{__name__}.{name}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value

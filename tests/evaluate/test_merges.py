@@ -13,6 +13,7 @@ from asterism.evaluate.merges import GRIDS, Merged, grid, possible, tuned
 from asterism.evaluate.results import read_results
 from asterism.evaluate.run import evaluate
 from asterism.evaluate.settings import EvaluationSettings
+from asterism.merge.emr import Emr
 from asterism.merge.methods import METHODS
 from asterism.models.likelihood import logits_of, token_losses
 from tests.tiny import tiny_cross, tiny_library, tiny_probes, tiny_singles
@@ -29,6 +30,9 @@ def library(tmp_path_factory):
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_grid_is_its_methods(name):
+    if name not in METHODS:
+        assert name in (*merges.BY_DATA, merges.SOUP, merges.EMR)
+        return
     method = METHODS[name]
     count = min(max(method.least, 2), method.most or 2)
     for candidate in grid(name):
@@ -91,7 +95,7 @@ def test_a_killed_search_goes_on(library, monkeypatch, tmp_path):
 
 
 def test_merges_are_rows_of_the_evaluation(library, tmp_path):
-    chosen = [Merged("ties", {"density": 0.5, "lambda": 0.3}, 5.0), Merged("karcher")]
+    chosen = [Merged("ties", {"density": 0.5, "lambda": 0.3}, 5.0), Merged("karcher"), Merged("emr")]
     with quiet():
         index = Constellation.build(library, tiny_probes())
         results = evaluate(library, index, PROBES, SETTINGS, out=tmp_path, merges=chosen)
@@ -103,4 +107,35 @@ def test_merges_are_rows_of_the_evaluation(library, tmp_path):
         ids = torch.tensor([library.tokenizer(probe.text)["input_ids"][:48]])
         with torch.inference_mode():
             assert rows[probe.id] == pytest.approx(float(token_losses(logits_of(model, ids), ids).mean()), abs=1e-4)
+    assert "mask" in results["candidates"]["emr"]
+    emr = {row["probe"]: row["loss"] for row in read_results(tmp_path)[1] if (row["candidate"], row["protocol"]) == ("emr", "whole")}
+    routed = constellation_picks(library, index)
+    for probe in PROBES[:4]:
+        ids = torch.tensor([library.tokenizer(probe.text)["input_ids"][:48]])
+        with torch.inference_mode():
+            loss = token_losses(logits_of(Emr.build(library).model(routed[probe.id]), ids), ids).mean()
+        assert emr[probe.id] == pytest.approx(float(loss), abs=1e-4)
     assert any(row["candidate"] == "karcher" and row["rival"] == "generalist" for row in results["table"])
+
+
+def constellation_picks(library, index) -> dict[str, str]:
+    """probe -> the specialist of its largest coefficient."""
+    found = {}
+    for probe in PROBES:
+        text = library.tokenizer.decode(library.tokenizer(probe.text)["input_ids"][:48])
+        found[probe.id] = library.names[int(index.coefficients(text).argmax())]
+    return found
+
+
+def test_merges_by_data_are_tuned_too(library):
+    texts = {name: tiny_probes()[name][:3] for name in library.names}
+    with quiet():
+        best = tuned(library, ["fisher", "regmean", "greedy_soup", "emr"], PROBES[:4], SETTINGS, texts=texts)
+    by = {candidate.name: candidate for candidate in best}
+    assert by["fisher"].parameters["floor"] in GRIDS["fisher"]["floor"]
+    assert set(by["greedy_soup"].parameters["names"]) <= set(library.names)
+    assert all(candidate.validation_loss is not None for name, candidate in by.items() if name != "emr")
+    for name in ("fisher", "greedy_soup"):
+        assert by[name].build(library).num_parameters() == library.model().num_parameters()
+        assert "model" in by[name].about
+    assert "texts" in by["fisher"].told

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from asterism.evaluate.merges import Merged
     from asterism.models.library import Library
 
+TEXTS = 200
+"""Training texts of each domain that merges by data read."""
 PROTOCOLS = {"whole": ("whole",), "continuation": ("continuation",), "both": ("whole", "continuation")}
 
 
@@ -83,4 +85,6 @@ def _tuned(library: Library, corpus: Corpus, methods: str, settings: EvaluationS
     from asterism.evaluate.probes import validation_probes
 
     validation = validation_probes(corpus, library.names, settings)
-    return tuned(library, [name.strip() for name in methods.split(",")], validation, settings, state=place / ".merges")
+    texts = {name: corpus.train[name][:TEXTS] for name in library.names if corpus.train.get(name)}
+    asked = [name.strip() for name in methods.split(",")]
+    return tuned(library, asked, validation, settings, texts=texts, state=place / ".merges")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from asterism.core.storage import digest_of
 from asterism.evaluate.candidates import (
     DEFAULT,
     PAPER,
+    ROUTED,
     SPECIALIST_SPACE,
     TASK_ARITHMETIC,
     Composed,
@@ -78,15 +78,19 @@ def evaluate(
         "index_probes": digest_of({name: list(texts) for name, texts in (index_probes or {}).items()}),
     }
     if merges:
-        made_from["merges"] = [asdict(merged) for merged in merges]
+        made_from["merges"] = [merged.told for merged in merges]
     parts = Parts(out / ".parts", digest_of(made_from, settings.model_dump(mode="json")))
     read = {p: [library.tokenizer.decode(ids[: read_span(p, len(ids)).stop]) for ids in tokens] for p in settings.protocols}
     reading = _reading(library, constellation, reading_batches, n, parts, settings)
     space = _specialist_space(library, constellation, index_probes)
 
     losses: dict[tuple[str, Protocol], Tensor] = dict(_read_losses(reading, constellation, settings))
-    for candidate in [*static_candidates(library, settings), *merges]:
+    for candidate in static_candidates(library, settings):
         found = parts.tensors(candidate.name, lambda c=candidate: {**score_static(library, c, score_batches, n).loss})
+        losses |= {(candidate.name, protocol): found[protocol] for protocol in settings.protocols}
+    picks = {p: derived(reading, constellation, p)[ROUTED][1] for p in settings.protocols}
+    for candidate in merges:
+        found = parts.tensors(candidate.name, lambda c=candidate: c.score(library, picks, score_batches, n))
         losses |= {(candidate.name, protocol): found[protocol] for protocol in settings.protocols}
     facts: list[dict] = []
     example: dict[str, Any] = {}

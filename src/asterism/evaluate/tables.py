@@ -17,8 +17,8 @@ Losses = dict[tuple[str, str], dict[Any, float]]
 """(group, probe) -> seed -> loss."""
 
 
-def tables(rows: Sequence[Row], scale: str) -> tuple[list[dict], list[dict]]:
-    """(win rates, mean losses) from rows {seed, protocol, task, group, probe, candidate, loss}.
+def tables(rows: Sequence[Row], scale: str, rivals: Sequence[str] = RIVALS) -> tuple[list[dict], list[dict]]:
+    """(win rates of every candidate against the rivals, mean losses) from rows {seed, protocol, task, group, probe, candidate, loss}.
 
     With several seeds the seed "all" counts each probe once: its wins and losses are averaged over seeds first, so the
     intervals speak of probes, not of repeated measurements of the same probe.
@@ -32,7 +32,7 @@ def tables(rows: Sequence[Row], scale: str) -> tuple[list[dict], list[dict]]:
                 where = {"scale": scale, "seed": seed, "protocol": protocol, "task": task, "group": group}
                 table = _by_candidate(part)
                 losses += [where | _loss(name, values) for name, values in table.items()]
-                wins += [where | _win(name, rival, table) for name in table for rival in RIVALS if rival in table and rival != name]
+                wins += [where | _win(name, rival, table) for name in table for rival in rivals if rival in table and rival != name]
     return wins, losses
 
 

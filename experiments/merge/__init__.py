@@ -1,0 +1,1 @@
+"""Static merges on the ladder's libraries."""

@@ -1,0 +1,78 @@
+"""Static merges on a ladder's library, at a tiny setting: tuned, scored beside the ladder's rows, kept, and put into the results page."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from asterism.constellation.index import Constellation
+from asterism.constellation.settings import IndexSettings
+from asterism.core.corpus import read_corpus
+from asterism.core.errors import DataError
+from asterism.core.progress import quiet
+from asterism.demo.corpus import write_corpus
+from asterism.evaluate import merges
+from asterism.evaluate.probes import draw
+from asterism.evaluate.run import evaluate
+from experiments.constellation.ladder import drawing, settings_of
+from experiments.constellation.rung import DOMAINS, rungs
+from experiments.merge import __main__ as entry
+from tests.tiny import tiny_library, tiny_probes
+
+ROOT = Path(__file__).parents[1]
+METHODS = ("ties", "karcher", "greedy_soup", "emr")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The arguments of a finished run on one library, and its results."""
+    root = tmp_path_factory.mktemp("merge")
+    write_corpus(root / "data", train=12, heldout=6, cross=6)
+    first = rungs("pocket")[0]
+    seed = root / "runs" / "pocket" / first.name / "seed-42"
+    asked = ["--data", str(root / "data"), "--scale", "pocket", "--runs", str(root / "runs"), "--out", str(root / "out")]
+    asked += ["--seeds", "42", "--methods", ",".join(METHODS), "--threads", "1"]
+    with quiet(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(merges.GRIDS, "ties", {"density": (0.5, 1.0), "lambda": (0.5,)})
+        with pytest.raises(DataError, match="No library"):
+            entry.main(asked)
+        library = tiny_library(seed, "gpt2")
+        settings = settings_of(first, 42).changed(refine=0)
+        index = Constellation.build(library, tiny_probes(), IndexSettings(max_length=first.length))
+        evaluate(library, index, draw(read_corpus(root / "data"), DOMAINS, drawing("pocket")), settings, out=seed / "evaluation")
+        entry.main(asked)
+    return asked, json.loads((root / "out" / "pocket" / "results.json").read_text("utf-8"))
+
+
+def test_every_method_is_tuned_and_scored_beside_the_ladders_own(ran):
+    _, results = ran
+    tuned = {row["method"]: row for row in results["tuned"]}
+    assert set(tuned) == set(METHODS)
+    assert tuned["ties"]["tried"] == 2
+    assert tuned["ties"]["parameters"]["density"] in (0.5, 1.0)
+    losses = {row["candidate"] for row in results["losses"]}
+    assert {*METHODS, "default", "generalist", "task_arithmetic", "best_single"} <= losses
+    assert {(row["candidate"], row["rival"]) for row in results["table"]} >= {("ties", "default"), ("default", "task_arithmetic")}
+    assert all(row["n"] == 6 for row in results["losses"] if row["task"] == "cross")
+
+
+def test_a_finished_library_is_not_merged_again(ran, monkeypatch, capsys):
+    asked, results = ran
+    monkeypatch.setattr(entry, "one", None)  # would fail if it were called
+    entry.main(asked)
+    assert "two domains, whole" in capsys.readouterr().out
+    assert json.loads((Path(asked[asked.index("--out") + 1]) / "pocket" / "results.json").read_text("utf-8")) == results
+
+
+def test_the_results_page_has_a_row_a_candidate(ran):
+    spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = "\n".join(script.merges(ran[1]))
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) == len({row["candidate"] for row in ran[1]["losses"]})
+    assert any(line.startswith("| `ties` | density ") for line in rows)
+    assert "None" not in page
