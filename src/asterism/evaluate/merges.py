@@ -19,7 +19,7 @@ from asterism.evaluate.calibrate import mean_loss
 from asterism.evaluate.parts import Parts
 from asterism.evaluate.passes import score_static
 from asterism.evaluate.probes import check_lengths
-from asterism.evaluate.settings import EvaluationSettings
+from asterism.evaluate.settings import EvaluationSettings, Protocol
 from asterism.merge.emr import Emr
 from asterism.merge.learned import learned_merge
 from asterism.merge.library import merge
@@ -105,7 +105,7 @@ class Merged:
             return merge(library, "linear", weight={name: float(name in chosen) for name in library.names})
         return merge(library, self.method, **self.parameters)
 
-    def score(self, library: Library, picks: Mapping[str, Tensor], batches: Sequence[Batch], n: int) -> dict[str, Tensor]:
+    def score(self, library: Library, picks: Mapping[Protocol, Tensor], batches: Sequence[Batch], n: int) -> dict[str, Tensor]:
         """Protocol -> [n] losses. picks: protocol -> [n] index of the specialist that a probe is routed to, which EMR needs."""
         if self.method != EMR:
             return {**score_static(library, self, batches, n).loss}

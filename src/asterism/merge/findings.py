@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import Any
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -21,7 +21,7 @@ SAMPLE, BLOCK = 1 << 14, 1 << 10
 def content_digest(tensor: Tensor) -> str:
     """XXH3 (128 bits) of a tensor's dtype, shape and bytes: tells whether two files hold the same, at the speed of memory."""
     found = xxhash.xxh3_128(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    found.update(memoryview(cast("Any", tensor.contiguous().reshape(-1).view(torch.uint8).numpy())))
     return found.hexdigest()
 
 
