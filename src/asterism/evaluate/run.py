@@ -88,7 +88,7 @@ def evaluate(
     for candidate in static_candidates(library, settings):
         found = parts.tensors(candidate.name, lambda c=candidate: {**score_static(library, c, score_batches, n).loss})
         losses |= {(candidate.name, protocol): found[protocol] for protocol in settings.protocols}
-    picks = {p: derived(reading, constellation, p)[ROUTED][1] for p in settings.protocols}
+    picks: dict[Protocol, Tensor] = {p: derived(reading, constellation, p)[ROUTED][1] for p in settings.protocols}
     for candidate in merges:
         found = parts.tensors(candidate.name, lambda c=candidate: c.score(library, picks, score_batches, n))
         losses |= {(candidate.name, protocol): found[protocol] for protocol in settings.protocols}
