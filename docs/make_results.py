@@ -211,7 +211,7 @@ def merges(made: Mapping[str, Any]) -> list[str]:
     for scale in dict.fromkeys(row["scale"] for row in made["losses"]):
         losses = {(row["candidate"], row["task"], row["protocol"]): row["loss"] for row in _pooled(made["losses"], scale)}
         wins = {(r["candidate"], r["rival"], r["task"], r["protocol"]): r["rate"] for r in _pooled(made["table"], scale)}
-        names = sorted({name for name, *_ in losses}, key=lambda name: losses[name, *CELLS[0]])
+        names = sorted({name for name, *_ in losses}, key=lambda name: (losses[name, *CELLS[0]], name))
         rows = [[f"`{name}`", _settings(made, scale, name), *(_cell(losses, wins, name, *cell) for cell in CELLS)] for name in names]
         columns = [
             "candidate",
