@@ -37,8 +37,7 @@ def merge_adapters(
     Raises SettingsError (a rank is needed; nothing to write), MismatchError (several bases), UnsupportedError (what an adapter cannot
     hold), StorageError when `out` holds something other than an earlier merge, and whatever `merge_recipe` raises.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = Recipe.read(recipe) if isinstance(recipe, str | Path) else Recipe.of(recipe)
+    recipe = Recipe.given(recipe)
     out = vacant(out, RECORD, "merge")
     _check_holdable(recipe)
     asked = recipe.out_dtype or recipe.dtype

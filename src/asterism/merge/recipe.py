@@ -131,6 +131,13 @@ class Recipe:
             content=content,
         )
 
+    @classmethod
+    def given(cls, recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+        """A recipe however it is given: as it is, as a mapping, as a file."""
+        if isinstance(recipe, Recipe):
+            return recipe
+        return cls.read(recipe) if isinstance(recipe, str | Path) else cls.of(recipe)
+
     @property
     def models(self) -> tuple[Reference, ...]:
         """Every model whose weights are merged, each once, in the recipe's order; a model's number is its place here."""

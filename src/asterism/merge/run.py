@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ import torch
 from torch import Tensor
 
 from asterism.core.draws import stream_key
-from asterism.core.errors import StorageError
 from asterism.core.gram import not_finite
 from asterism.core.progress import counting
 from asterism.core.sifting import finite
-from asterism.core.storage import digest_of
+from asterism.core.storage import digest_of, vacant
 from asterism.merge import beside
 from asterism.merge.card import RECORD, record, write_card
 from asterism.merge.files import SHARD_BYTES, laid_out, writing
@@ -49,11 +47,6 @@ class Job:
     """Whether equal tensors merge to themselves."""
     alignment: Alignment | None
     """How rows are mapped to the output's vocabulary."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the result."""
-        return prod(self.piece.shape) * self.piece.dtype.itemsize
 
 
 class Merge:
@@ -88,7 +81,7 @@ class Merge:
         A tensor's memory is used again two tensors later. DataError for NaN or Inf.
         """
         waiting = [job for job in self.jobs if job.piece.name not in done]
-        places = _Buffers(max((job.nbytes for job in waiting), default=0))
+        places = _Buffers(max((job.piece.nbytes for job in waiting), default=0))
         with ThreadPoolExecutor(1) as reader, counting("tensors", len(self.jobs)) as advance:
             advance(len(self.jobs) - len(waiting))
             for job, (tensors, digests) in zip(waiting, _ahead(reader, waiting, self.models), strict=True):
@@ -100,7 +93,7 @@ class Merge:
         """Write the whole checkpoint; returns what `merge.json` beside it says. See `merge_recipe`."""
         layout = laid_out({piece.name: (piece.shape, piece.dtype) for piece in self.pieces}, shard_bytes)
         origin = digest_of(self.recipe.digest, self.seed, shard_bytes, [_stamp(model) for model in (self.donor, *self.models)])
-        with writing(_free(Path(out)), layout, origin) as output:
+        with writing(vacant(out, RECORD, "merge"), layout, origin) as output:
             notes = dict(output.done)
             for job, tensor, note in self.tensors(device, output.done):
                 notes[job.piece.name] = note
@@ -129,9 +122,8 @@ def merge_recipe(
     One tensor of every model is in memory at a time. `out` is whole or absent; a killed run of the same recipe, models and seed goes on
     where it stopped. Raises what is wrong with recipe, models or place before anything is written; DataError for NaN and Inf.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = Recipe.read(recipe) if isinstance(recipe, str | Path) else Recipe.of(recipe)
-    _free(Path(out))
+    recipe = Recipe.given(recipe)
+    vacant(out, RECORD, "merge")  # told before models are fetched
     return Merge(recipe, seed).write(out, device=device, shard_bytes=shard_bytes)
 
 
@@ -201,7 +193,7 @@ class _Buffers:
     def next(self, job: Job) -> Tensor:
         """A tensor like the job's result, in the place that was used longer ago."""
         self._places.reverse()
-        return self._places[0][: job.nbytes].view(job.piece.dtype).view(job.piece.shape)
+        return self._places[0][: job.piece.nbytes].view(job.piece.dtype).view(job.piece.shape)
 
 
 def _identical(one: Tensor, other: Tensor) -> bool:
@@ -210,13 +202,6 @@ def _identical(one: Tensor, other: Tensor) -> bool:
         return False
     mine, theirs = one.reshape(-1), other.reshape(-1)
     return torch.equal(mine[:4096], theirs[:4096]) and torch.equal(mine, theirs)
-
-
-def _free(out: Path) -> Path:
-    if out.exists() and not (out / RECORD).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        mend = "choose another folder; only an earlier merge is replaced"
-        raise StorageError("The output place holds something else.", met=out, mend=mend)
-    return out
 
 
 def _words(recipe: Recipe, donor: Opened, models: Sequence[Opened]) -> Words | None:
