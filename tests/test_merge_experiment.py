@@ -14,7 +14,7 @@ from asterism.core.corpus import read_corpus
 from asterism.core.errors import DataError
 from asterism.core.progress import quiet
 from asterism.demo.corpus import write_corpus
-from asterism.evaluate import merges
+from asterism.evaluate import tuning
 from asterism.evaluate.probes import draw
 from asterism.evaluate.run import evaluate
 from experiments.constellation.ladder import drawing, settings_of
@@ -36,7 +36,7 @@ def ran(tmp_path_factory):
     asked = ["--data", str(root / "data"), "--scale", "pocket", "--runs", str(root / "runs"), "--out", str(root / "out")]
     asked += ["--seeds", "42", "--methods", ",".join(METHODS), "--threads", "1"]
     with quiet(), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(merges.GRIDS, "ties", {"density": (0.5, 1.0), "lambda": (0.5,)})
+        patch.setitem(tuning.GRIDS, "ties", {"density": (0.5, 1.0), "lambda": (0.5,)})
         with pytest.raises(DataError, match="No library"):
             entry.main(asked)
         library = tiny_library(seed, "gpt2")

@@ -24,10 +24,11 @@ from asterism.core.corpus import Corpus
 from asterism.core.errors import AsterismError, DataError
 from asterism.core.storage import read_json, write_json
 from asterism.evaluate.candidates import ROUTED, TASK_ARITHMETIC, derived
-from asterism.evaluate.merges import GRIDS, Merged, tuned
+from asterism.evaluate.merges import Merged
 from asterism.evaluate.probes import draw, validation_probes
 from asterism.evaluate.results import read_results
 from asterism.evaluate.tables import tables
+from asterism.evaluate.tuning import GRIDS, tuned
 from asterism.models.batching import batches, pad_id
 from asterism.models.library import Library
 from experiments.constellation.bench import Bench
@@ -119,7 +120,7 @@ def lines(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _told(merged: Merged) -> dict[str, Any]:
     found = {key: value for key, value in merged.told.items() if key != "texts"}
-    return found | {"tried": prod(len(values) for values in GRIDS[merged.method].values())}
+    return found | {"tried": prod(len(values) for values in GRIDS[merged.name].values())}
 
 
 def _told_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Merges as candidates: every grid is one that its method takes, the best setting is chosen elsewhere, the rows are those of the model."""
+"""Merges as candidates: the rows of an evaluation are those of the model; what is told of a setting stays what it was."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import pytest
 import torch
 
 from asterism.constellation.index import Constellation
-from asterism.core.errors import DataError, MismatchError, UnknownName
 from asterism.core.progress import quiet
-from asterism.evaluate import merges
-from asterism.evaluate.merges import GRIDS, Merged, grid, possible, tuned
+from asterism.core.storage import digest_of
+from asterism.evaluate.merges import ByData, ByRecipe, PerTask, Soup
 from asterism.evaluate.results import read_results
 from asterism.evaluate.run import evaluate
 from asterism.evaluate.settings import EvaluationSettings
 from asterism.merge.emr import Emr
-from asterism.merge.methods import METHODS
 from asterism.models.likelihood import logits_of, token_losses
 from tests.tiny import tiny_cross, tiny_library, tiny_probes, tiny_singles
 
@@ -28,74 +26,8 @@ def library(tmp_path_factory):
         return tiny_library(tmp_path_factory.mktemp("library"), "qwen2")
 
 
-@pytest.mark.parametrize("name", GRIDS)
-def test_every_grid_is_its_methods(name):
-    if name not in METHODS:
-        assert name in (*merges.BY_DATA, merges.SOUP, merges.EMR)
-        return
-    method = METHODS[name]
-    count = min(max(method.least, 2), method.most or 2)
-    for candidate in grid(name):
-        method.bind({"weight": 1.0, **candidate.parameters} if "weight" in method.parameters else candidate.parameters, [{}] * count)
-        assert method.title in candidate.about
-
-
-def test_every_method_of_mergekit_has_a_grid_or_is_there_anyway():
-    assert METHODS.keys() - GRIDS.keys() == {"linear", "uniform", "task_arithmetic", "passthrough"}
-
-
-def test_which_methods_fit_a_library(library):
-    assert "slerp" not in possible(library)
-    assert {"ties", "karcher", "model_stock", "sce"} <= set(possible(library))
-    assert possible(library, ["ties", "ties"]) == ["ties"]
-    with pytest.raises(MismatchError, match="slerp"):
-        possible(library, ["slerp"])
-    with pytest.raises(UnknownName, match="ties"):
-        possible(library, ["tise"])
-
-
-def test_the_best_of_the_grid_is_taken(library, monkeypatch, tmp_path):
-    monkeypatch.setitem(GRIDS, "ties", {"density": (0.2, 1.0), "lambda": (0.0, 0.3)})
-    with quiet():
-        (best,) = tuned(library, ["ties"], PROBES[:4], SETTINGS, state=tmp_path / "state")
-        losses = {}
-        for candidate in grid("ties"):
-            model = candidate.build(library).eval()
-            whole, half = [], []
-            for probe in PROBES[:4]:
-                ids = torch.tensor([library.tokenizer(probe.text)["input_ids"][:48]])
-                with torch.inference_mode():
-                    loss = token_losses(logits_of(model, ids), ids)[0]
-                whole.append(loss.mean())
-                half.append(loss[ids.shape[1] // 2 - 1 :].mean())
-            losses[float(torch.stack(whole).mean() + torch.stack(half).mean()) / 2] = candidate.parameters
-    assert best.validation_loss == pytest.approx(min(losses), abs=1e-5)
-    assert best.parameters == losses[min(losses)] or losses[min(losses)]["lambda"] == 0
-    assert not (tmp_path / "state").exists()
-    with pytest.raises(DataError, match="validation"):
-        tuned(library, ["ties"], [], SETTINGS)
-
-
-def test_a_killed_search_goes_on(library, monkeypatch, tmp_path):
-    calls = []
-
-    def dying(*given):
-        calls.append(given[1])
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return own(*given)
-
-    own = merges.score_static
-    monkeypatch.setattr(merges, "score_static", dying)
-    with quiet(), pytest.raises(KeyboardInterrupt):
-        tuned(library, ["sce", "karcher"], PROBES[:4], SETTINGS, state=tmp_path / "state")
-    with quiet():
-        tuned(library, ["sce", "karcher"], PROBES[:4], SETTINGS, state=tmp_path / "state")
-    assert len(calls) == 2 + 1 + 2
-
-
 def test_merges_are_rows_of_the_evaluation(library, tmp_path):
-    chosen = [Merged("ties", {"density": 0.5, "lambda": 0.3}, 5.0), Merged("karcher"), Merged("emr")]
+    chosen = [ByRecipe("ties", {"density": 0.5, "lambda": 0.3}, 5.0), ByRecipe("karcher"), PerTask()]
     with quiet():
         index = Constellation.build(library, tiny_probes())
         results = evaluate(library, index, PROBES, SETTINGS, out=tmp_path, merges=chosen)
@@ -127,15 +59,18 @@ def constellation_picks(library, index) -> dict[str, str]:
     return found
 
 
-def test_merges_by_data_are_tuned_too(library):
-    texts = {name: tiny_probes()[name][:3] for name in library.names}
-    with quiet():
-        best = tuned(library, ["fisher", "regmean", "greedy_soup", "emr"], PROBES[:4], SETTINGS, texts=texts)
-    by = {candidate.name: candidate for candidate in best}
-    assert by["fisher"].parameters["floor"] in GRIDS["fisher"]["floor"]
-    assert set(by["greedy_soup"].parameters["names"]) <= set(library.names)
-    assert all(candidate.validation_loss is not None for name, candidate in by.items() if name != "emr")
-    for name in ("fisher", "greedy_soup"):
-        assert by[name].build(library).num_parameters() == library.model().num_parameters()
-        assert "model" in by[name].about
-    assert "texts" in by["fisher"].told
+def test_what_is_told_names_parts_on_the_disk_and_so_never_changes():
+    texts = {"legal": ["one", "two"]}
+    kinds = [
+        ByRecipe("ties", {"density": 0.2, "lambda": 1.0}, 2.5), ByData("fisher", {"floor": 1e-6}, None, texts),
+        ByData("regmean", {"alpha": 0.9}), Soup(("legal", "code"), 2.0), PerTask(),
+    ]  # fmt: skip
+    told = [
+        {"method": "ties", "parameters": {"density": 0.2, "lambda": 1.0}, "validation_loss": 2.5},
+        {"method": "fisher", "parameters": {"floor": 1e-6}, "validation_loss": None, "texts": digest_of(texts)},
+        {"method": "regmean", "parameters": {"alpha": 0.9}, "validation_loss": None},
+        {"method": "greedy_soup", "parameters": {"names": ["legal", "code"]}, "validation_loss": 2.0},
+        {"method": "emr", "parameters": {}, "validation_loss": None},
+    ]
+    assert [kind.told for kind in kinds] == told
+    assert [kind.name for kind in kinds] == [each["method"] for each in told]

@@ -81,8 +81,8 @@ def app(
 
 def _tuned(library: Library, corpus: Corpus, methods: str, settings: EvaluationSettings, place: Path) -> list[Merged]:
     """The methods asked for, tuned on texts that the draw of test probes leaves over."""
-    from asterism.evaluate.merges import tuned
     from asterism.evaluate.probes import validation_probes
+    from asterism.evaluate.tuning import tuned
 
     validation = validation_probes(corpus, library.names, settings)
     texts = {name: corpus.train[name][:TEXTS] for name in library.names if corpus.train.get(name)}

@@ -54,7 +54,7 @@ def evaluate(
     """Score every candidate on every probe; leave `rows.parquet` and `results.json` in `out` and return the results.
 
     `index_probes` (domain -> texts) are needed by the specialist-space contrast, which is left out without them. `merges`: further
-    merges to score, with the settings that `evaluate.merges.tuned` chose on other probes. A killed
+    merges to score, with the settings that `evaluate.tuning.tuned` chose on other probes. A killed
     run goes on where it stopped when called again with the same library, constellation, probes and settings.
     Raises DataError for a probe too short to score or one that the constellation was calibrated on, UnknownName for a probe of a domain
     without a specialist.
