@@ -17,6 +17,7 @@ from asterism.demo.corpus import write_corpus
 from asterism.evaluate import tuning
 from asterism.evaluate.probes import draw
 from asterism.evaluate.run import evaluate
+from experiments import commands
 from experiments.constellation.ladder import drawing, settings_of
 from experiments.constellation.rung import DOMAINS, rungs
 from experiments.merge import __main__ as entry
@@ -76,3 +77,10 @@ def test_the_results_page_has_a_row_a_candidate(ran):
     assert len(rows) == len({row["candidate"] for row in ran[1]["losses"]})
     assert any(line.startswith("| `ties` | density ") for line in rows)
     assert "None" not in page
+
+
+def test_an_error_ends_an_experiments_command_with_its_mend_and_code_2(ran, capsys):
+    with pytest.raises(SystemExit) as ended:
+        commands.ended(lambda: entry.main([*ran[0], "--data", "nowhere"]))
+    assert ended.value.code == 2
+    assert "nowhere\n  mend: " in capsys.readouterr().err

@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from asterism.core.errors import AsterismError, UnknownName
+from asterism.core.errors import UnknownName
 from asterism.core.storage import write_json
 from asterism.evaluate.results import write_results
+from experiments.commands import ended, parser
 from experiments.constellation import sizes, texts
 from experiments.constellation.gather import SIZES_ROWS, gather, write_compact
 from experiments.constellation.ladder import checked, climb, divergence, read_text, steps_done
@@ -29,7 +30,6 @@ from experiments.constellation.report import write
 from experiments.constellation.rung import Rung, Scratch, rungs
 from experiments.constellation.texts import corpus_of
 
-SCALES = ("lab", "pocket", "paper")
 SIZES = {"lab": sizes.SIZES, "pocket": (2, 4)}
 """Library sizes tried with the ladder's first rung and seed."""
 
@@ -97,21 +97,10 @@ def machine() -> dict[str, object]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", default=[], help="folder of text; may be given more than once")
-    parser.add_argument("--scale", choices=SCALES, default="lab", help="lab: the numbers in the docs; pocket: does it run; paper: its own")
-    parser.add_argument("--only", action="append", metavar="RUNG", help="climb this rung alone; may be given more than once")
-    parser.add_argument("--runs", type=Path, default=Path("runs/constellation"), help="where models and raw rows are kept")
-    parser.add_argument("--results", type=Path, help="folder where results.json is written")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and which parts are done; run nothing")
-    return parser
+    own = parser(__doc__, "--data", "--scale", "--only", "--runs", "--results", "--seeds", "--threads")
+    own.add_argument("--dry-run", action="store_true", help="print the plan and which parts are done; run nothing")
+    return own
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except AsterismError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    ended(main)

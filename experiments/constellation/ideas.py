@@ -27,6 +27,7 @@ from asterism.evaluate.candidates import static_candidates
 from asterism.evaluate.passes import score_static
 from asterism.evaluate.probes import read_span
 from asterism.evaluate.settings import Protocol
+from experiments.commands import ended
 from experiments.constellation.workshop import EVERYTHING, Row, Workshop, run
 
 PLACE = Path(__file__).parent / "ideas.json"
@@ -170,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    ended(main)

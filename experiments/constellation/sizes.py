@@ -14,7 +14,6 @@ Task arithmetic sums all N deltas, so beside the paper's scales it may use 1/N, 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from asterism.constellation.index import Constellation
 from asterism.constellation.probes import draw_index_probes
 from asterism.constellation.settings import IndexSettings, MixtureSettings
-from asterism.core.corpus import GENERAL, Corpus, Probe, read_corpus
+from asterism.core.corpus import GENERAL, Corpus, Probe
 from asterism.core.errors import DataError, SettingsError
 from asterism.core.progress import track
 from asterism.core.statistics import wilson
@@ -42,8 +41,10 @@ from asterism.evaluate.settings import EvaluationSettings
 from asterism.evaluate.tables import tables
 from asterism.models.library import Library
 from asterism.models.training import train
+from experiments.commands import ended, parser
+from experiments.constellation.ladder import read_text
 from experiments.constellation.models import GENERALIST, generalist
-from experiments.constellation.rung import DOMAINS, RECIPES, Rung, rungs
+from experiments.constellation.rung import DOMAINS, Rung, rungs
 from experiments.constellation.subdomains import Split, split
 
 SIZES = (2, 4, 8, 16, 32)
@@ -315,20 +316,16 @@ def _cost(parts: Sequence[Part], seed: int | str) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run every size for every seed, and write the rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", required=True, help="folder of text; may be given more than once")
-    parser.add_argument("--scale", choices=sorted(each.name for each in RECIPES.iterdir()), default="lab")
-    parser.add_argument("--runs", type=Path, default=Path("runs/constellation"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    given = parser.parse_args(arguments)
+    own = parser(__doc__, "--data", "--scale", "--runs", "--seeds", "--threads")
+    own.set_defaults(seeds=[42])
+    own.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    given = own.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    rung, corpus, runs = rungs(given.scale)[0], read_corpus(*given.data), given.runs / given.scale
+    rung, corpus, runs = rungs(given.scale)[0], read_text(given.data), given.runs / given.scale
     rows = run(rung, corpus, runs, given.seeds, sizes=given.sizes)
     write_json(runs / "sizes" / "rows.json", rows)
     print(f"rows: {runs / 'sizes' / 'rows.json'}")
 
 
 if __name__ == "__main__":
-    main()
+    ended(main)

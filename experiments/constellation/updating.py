@@ -23,6 +23,7 @@ from asterism.constellation.settings import MixtureSettings
 from asterism.core.progress import counting
 from asterism.core.statistics import bootstrap_mean, win_rate
 from asterism.models.likelihood import states_of, token_losses
+from experiments.commands import ended
 from experiments.constellation.workshop import Row, Workshop, run
 
 PLACE = Path(__file__).parent / "updating.json"
@@ -110,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    ended(main)

@@ -18,7 +18,7 @@ from asterism.constellation.index import Constellation
 from asterism.constellation.mixture import Mixture
 from asterism.constellation.probes import draw_index_probes
 from asterism.constellation.settings import IndexSettings, MixtureSettings
-from asterism.core.corpus import Corpus, Probe, read_corpus
+from asterism.core.corpus import Corpus, Probe
 from asterism.core.storage import read_json, write_json
 from asterism.evaluate.probes import read_span, validation_probes
 from asterism.evaluate.reading import Reading, read_all
@@ -27,6 +27,8 @@ from asterism.evaluate.settings import EvaluationSettings, Protocol
 from asterism.models.batching import batches, pad_id, tokenise
 from asterism.models.library import Library
 from asterism.models.likelihood import logits_of, token_losses
+from experiments.commands import parser
+from experiments.constellation.ladder import read_text
 from experiments.constellation.models import device
 from experiments.constellation.rung import DOMAINS, Rung, rungs
 
@@ -116,7 +118,7 @@ def run(
         kept_too: What else the file says.
     """
     given = _parser(about, place, per_group).parse_args()
-    corpus, kept = read_corpus(*given.data), read_json(given.out) if given.out.exists() else {"rows": []}
+    corpus, kept = read_text(given.data), read_json(given.out) if given.out.exists() else {"rows": []}
     for rung in rungs(given.scale):
         folder = given.runs / given.scale / rung.name / "seed-42"
         if (given.only and rung.name not in given.only) or not (folder / "library.json").exists():
@@ -129,11 +131,7 @@ def run(
 
 
 def _parser(about: str | None, place: Path, per_group: int) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", required=True, help="folder of text; may be given more than once")
-    parser.add_argument("--scale", default="lab", help="ladder whose trained rungs are measured")
-    parser.add_argument("--only", action="append", metavar="RUNG", help="this rung alone; may be given more than once")
-    parser.add_argument("--runs", type=Path, default=Path("runs/constellation"), help="where the ladder keeps its models")
-    parser.add_argument("--out", type=Path, default=place, help="file of the rows")
-    parser.add_argument("--per-group", type=int, default=per_group, help="validation probes a domain and pair")
-    return parser
+    own = parser(about, "--data", "--scale", "--only", "--runs")
+    own.add_argument("--out", type=Path, default=place, help="file of the rows")
+    own.add_argument("--per-group", type=int, default=per_group, help="validation probes a domain and pair")
+    return own

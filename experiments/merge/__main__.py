@@ -21,7 +21,7 @@ from asterism.constellation.index import Constellation
 from asterism.constellation.probes import draw_index_probes
 from asterism.constellation.settings import IndexSettings
 from asterism.core.corpus import Corpus
-from asterism.core.errors import AsterismError, DataError
+from asterism.core.errors import DataError
 from asterism.core.storage import read_json, write_json
 from asterism.evaluate.candidates import ROUTED, TASK_ARITHMETIC, derived
 from asterism.evaluate.merges import Merged
@@ -31,6 +31,7 @@ from asterism.evaluate.tables import tables
 from asterism.evaluate.tuning import GRIDS, tuned
 from asterism.models.batching import batches, pad_id
 from asterism.models.library import Library
+from experiments.commands import ended, parser
 from experiments.constellation.bench import Bench
 from experiments.constellation.gather import write_compact
 from experiments.constellation.ladder import EVALUATION, HELD_OUT, drawing, place, read_text, settings_of
@@ -140,22 +141,11 @@ def _evaluated(folder: Path, seed: int) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", default=[], help="folder of text; may be given more than once")
-    parser.add_argument("--scale", default="lab", help="ladder whose libraries are merged")
-    parser.add_argument("--only", action="append", metavar="RUNG", help="merge this rung alone; may be given more than once")
-    parser.add_argument("--methods", help="these methods alone, with commas; all that fit by default")
-    parser.add_argument("--runs", type=Path, default=Path("runs/constellation"), help="where the ladder keeps its libraries")
-    parser.add_argument("--out", type=Path, default=Path("runs/merge"), help="where finished libraries' rows are kept")
-    parser.add_argument("--results", type=Path, help="folder where results.json is written")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    return parser
+    own = parser(__doc__, "--data", "--scale", "--only", "--runs", "--results", "--seeds", "--threads")
+    own.add_argument("--methods", help="these methods alone, with commas; all that fit by default")
+    own.add_argument("--out", type=Path, default=Path("runs/merge"), help="where finished libraries' rows are kept")
+    return own
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except AsterismError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    ended(main)
