@@ -14,36 +14,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from asterism.core.errors import DataError, MismatchError, SettingsError, StorageError, UnsupportedError
-from asterism.core.progress import quiet
 from asterism.merge.extract import extract
 from asterism.models.anatomy import anatomy_of
 from tests import tiny
 
 
-@pytest.fixture(autouse=True)
-def silent():
-    with quiet():
-        yield
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    """family -> a folder with `base`, `full` (all changed), `mlp` (the MLPs alone), `lora` and `tuned`, which is `lora` merged in."""
-    made: dict[str, Path] = {}
-
-    def of(family: str = "gpt2", dtype: torch.dtype = torch.float64) -> Path:
-        key = f"{family} {dtype}"
-        if key not in made:
-            folder = made[key] = tmp_path_factory.mktemp(family)
-            base = tiny.tiny_model(family, dtype=dtype)
-            tiny.save(base, folder / "base")
-            tiny.save(tiny.perturbed(base, 1, 0.2), folder / "full")
-            tiny.save(tiny.perturbed(base, 2, 0.2, "mlp"), folder / "mlp")
-            tiny.save_lora(base, folder / "lora", 3, rank=3, base=str(folder / "base"))
-            tiny.save(with_peft(folder / "base", folder / "lora").merge_and_unload(), folder / "tuned")
-        return made[key]
-
-    return of
+def fill(base, folder: Path) -> None:
+    """`places`: `full` (all changed), `mlp` (the MLPs alone), `lora` and `tuned`, which is `lora` merged in."""
+    tiny.save(tiny.perturbed(base, 1, 0.2), folder / "full")
+    tiny.save(tiny.perturbed(base, 2, 0.2, "mlp"), folder / "mlp")
+    tiny.save_lora(base, folder / "lora", 3, rank=3, base=str(folder / "base"))
+    tiny.save(with_peft(folder / "base", folder / "lora").merge_and_unload(), folder / "tuned")
 
 
 def with_peft(base: Path, adapter: Path):
@@ -83,7 +64,7 @@ def values(delta: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gemma2"])
 def test_the_nearest_of_a_rank_and_all_that_it_misses(places, family, tmp_path):
-    folder = places(family)
+    folder = places(family, torch.float64)
     anatomy = anatomy_of(tiny.tiny_model(family))
     report = extract(folder / "base", folder / "full", tmp_path / "adapter", rank=4)
     want, held = changes(folder, "full"), got(folder, tmp_path / "adapter")
@@ -106,7 +87,7 @@ def test_the_nearest_of_a_rank_and_all_that_it_misses(places, family, tmp_path):
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_energy_gives_every_matrix_its_own_rank(places, share, tmp_path):
-    folder = places("llama")
+    folder = places("llama", torch.float64)
     report = extract(folder / "base", folder / "mlp", tmp_path / "adapter", energy=share)
     for name, change in changes(folder, "mlp").items():
         if change.ndim == 2:
@@ -120,7 +101,7 @@ def test_energy_gives_every_matrix_its_own_rank(places, share, tmp_path):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_all_energy_of_a_merged_lora_is_that_lora(places, family, tmp_path):
-    folder = places(family)
+    folder = places(family, torch.float64)
     report = extract(folder / "base", folder / "tuned", tmp_path / "adapter", energy=1.0, strict=True)
     assert set(report.ranks.values()) == {3}
     assert report.left_out == {}
@@ -131,7 +112,7 @@ def test_all_energy_of_a_merged_lora_is_that_lora(places, family, tmp_path):
 
 
 def test_a_rank_beyond_the_matrices_is_their_own(places, tmp_path):
-    folder = places("qwen2")
+    folder = places("qwen2", torch.float64)
     report = extract(folder / "base", folder / "mlp", tmp_path / "adapter", rank=500, strict=True)
     assert set(report.ranks.values()) == {16}
     assert report.error < 1e-12
@@ -159,7 +140,7 @@ def test_bfloat16_models_give_float32_factors(places, tmp_path):
 
 
 def test_the_record_and_the_card_tell_what_was_done(places, tmp_path):
-    folder = places("gpt2")
+    folder = places("gpt2", torch.float64)
     report = extract(folder / "base", folder / "full", tmp_path / "adapter", rank=4)
     told = json.loads((tmp_path / "adapter" / "extraction.json").read_text())
     assert (told["rank"], told["energy"], told["base"], told["specialist"]) == (4, None, str(folder / "base"), str(folder / "full"))
@@ -175,7 +156,7 @@ def test_the_record_and_the_card_tell_what_was_done(places, tmp_path):
 
 
 def test_strict_refuses_what_no_lora_can_hold(places, tmp_path):
-    folder = places("gpt2")
+    folder = places("gpt2", torch.float64)
     with pytest.raises(UnsupportedError, match=r"no LoRA can hold[\s\S]*transformer.wte.weight"):
         extract(folder / "base", folder / "full", tmp_path / "adapter", rank=4, strict=True)
     with pytest.raises(UnsupportedError, match=r"mlp\.c_fc\.bias"):
@@ -184,7 +165,7 @@ def test_strict_refuses_what_no_lora_can_hold(places, tmp_path):
 
 
 def test_names_without_the_prefix_are_the_same_tensors(places, tmp_path):
-    folder = places("gpt2")
+    folder = places("gpt2", torch.float64)
     tiny.save(AutoModelForCausalLM.from_pretrained(folder / "full", dtype="auto"), tmp_path / "short")
     stored = load_file(tmp_path / "short" / "model.safetensors")
     save_file({n.removeprefix("transformer."): t for n, t in stored.items()}, tmp_path / "short" / "model.safetensors", {"format": "pt"})
@@ -194,17 +175,18 @@ def test_names_without_the_prefix_are_the_same_tensors(places, tmp_path):
 
 @pytest.mark.parametrize(("rank", "energy"), [(None, None), (4, 0.9), (0, None), (None, 0.0), (None, 1.5)])
 def test_rank_or_energy_and_a_sensible_one(places, rank, energy, tmp_path):
+    folder = places("gpt2", torch.float64)
     with pytest.raises(SettingsError, match=r"rank|[Ee]nergy"):
-        extract(places() / "base", places() / "full", tmp_path / "adapter", rank=rank, energy=energy)
+        extract(folder / "base", folder / "full", tmp_path / "adapter", rank=rank, energy=energy)
     assert not (tmp_path / "adapter").exists()
 
 
 def test_models_that_do_not_belong_together_are_refused(places, tmp_path):
-    folder, out = places("gpt2"), tmp_path / "out"
+    folder, out = places("gpt2", torch.float64), tmp_path / "out"
     with pytest.raises(SettingsError, match="no parameter changes"):
         extract(folder / "base", folder / "base", out, rank=4)
     with pytest.raises(MismatchError, match="another architecture"):
-        extract(folder / "base", places("llama") / "full", out, rank=4)
+        extract(folder / "base", places("llama", torch.float64) / "full", out, rank=4)
     with pytest.raises(StorageError, match="MODEL\\+ADAPTER"):
         extract(folder / "base", folder / "lora", out, rank=4)
     with pytest.raises(UnsupportedError, match="plain checkpoint"):

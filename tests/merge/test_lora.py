@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from asterism.core.errors import MismatchError, SettingsError, StorageError, UnsupportedError
-from asterism.core.progress import quiet
 from asterism.merge.library import recipe_of
 from asterism.merge.lora import merge_adapters
 from asterism.merge.run import merge_recipe
@@ -36,29 +35,11 @@ PATTERNS = {
 FAMILIES = tuple(PATTERNS)
 
 
-@pytest.fixture(autouse=True)
-def silent():
-    with quiet():
-        yield
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    """family -> a folder with `base` and three adapters: plain, rank-stabilised, and with rank and alpha patterns."""
-    made: dict[str, Path] = {}
-
-    def of(family: str = "gpt2", dtype: torch.dtype = torch.float32) -> Path:
-        key = f"{family} {dtype}"
-        if key not in made:
-            folder = made[key] = tmp_path_factory.mktemp(family)
-            base = tiny.tiny_model(family, dtype=dtype)
-            tiny.save(base, folder / "base")
-            for number, (name, config) in enumerate(KINDS.items()):
-                more = PATTERNS[family] if name == "three" else {}
-                tiny.save_lora(base, folder / name, 7 + number, base=str(folder / "base"), **config, **more)
-        return made[key]
-
-    return of
+def fill(base, folder: Path) -> None:
+    """`places`: three adapters, plain, rank-stabilised, and with rank and alpha patterns."""
+    for number, (name, config) in enumerate(KINDS.items()):
+        more = PATTERNS[base.config.model_type] if name == "three" else {}
+        tiny.save_lora(base, folder / name, 7 + number, base=str(folder / "base"), **config, **more)
 
 
 def recipe(folder: Path, method: str, names=NAMES, *, base: str | None = "base", each=None, **more) -> dict:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asterism.core.errors import AsterismError, DataError, MismatchError, SettingsError, StorageError, UnknownName
-from asterism.core.progress import quiet
 from asterism.merge import files, run, streams
 from asterism.merge.files import Output
 from asterism.merge.library import merge
@@ -24,29 +23,11 @@ BASE, A, B = "base", "medical", "legal"
 MODELS = [A, B]
 
 
-@pytest.fixture(autouse=True)
-def silent():
-    with quiet():
-        yield
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    """family -> a folder with `base` and two models tuned from it."""
-    made: dict[str, Path] = {}
-
-    def of(family: str = "qwen2", dtype: torch.dtype = torch.float32, **changes) -> Path:
-        key = f"{family}-{dtype}-{sorted(changes.items())}"
-        if key not in made:
-            folder = made[key] = tmp_path_factory.mktemp(family)
-            base = tiny.tiny_model(family, dtype=dtype, **changes)
-            tiny.save(base, folder / BASE)
-            for number, name in enumerate(MODELS):
-                tiny.save(tiny.perturbed(base, number + 1, 0.2), folder / name)
-            tiny.save_lora(base, folder / "lora", 7, base=str(folder / BASE))
-        return made[key]
-
-    return of
+def fill(base, folder: Path) -> None:
+    """`places`: two models tuned from the base, and an adapter."""
+    for number, name in enumerate(MODELS):
+        tiny.save(tiny.perturbed(base, number + 1, 0.2), folder / name)
+    tiny.save_lora(base, folder / "lora", 7, base=str(folder / BASE))
 
 
 def recipe(folder: Path, method: str, *, base: bool = True, models=MODELS, each: dict | None = None, **more) -> dict:
@@ -130,7 +111,7 @@ def test_layers_are_stacked_as_slices_say(places, tmp_path):
 @pytest.mark.parametrize("method", ["dare_ties", "della", "ties", "linear"])
 def test_the_same_recipe_gives_the_same_bytes(places, tmp_path, method):
     """Whatever the order of the models, the settings of other tensors, the shards, or what this process drew before."""
-    folder = places(dtype=torch.bfloat16)
+    folder = places("qwen2", dtype=torch.bfloat16)
     each = {"weight": 0.6} | ({} if method == "linear" else {"density": 0.5})
     content = recipe(folder, method, base=method != "linear", each=each)
     merge_recipe(content, tmp_path / "first")
@@ -178,7 +159,7 @@ def test_equal_tensors_pass_through(places, tmp_path, monkeypatch):
 
 
 def test_a_killed_merge_goes_on(places, tmp_path, monkeypatch):
-    folder = places()
+    folder = places("qwen2")
     content = recipe(folder, "ties", each={"weight": 1.0, "density": 0.5})
     merge_recipe(content, tmp_path / "whole")
     monkeypatch.setattr(files, "_SYNC_BYTES", 1)
@@ -234,7 +215,7 @@ def test_a_tokenizer_rule_maps_embeddings_by_token(places, tmp_path):
 
 @pytest.mark.parametrize(("asked", "part"), [("chatml", "<|im_start|>"), ("{{ messages[0].content }} of my own", "of my own")])
 def test_a_chat_template_is_set(places, tmp_path, asked, part):
-    content = recipe(places(), "linear", base=False, each={"weight": 1.0}, chat_template=asked)
+    content = recipe(places("qwen2"), "linear", base=False, each={"weight": 1.0}, chat_template=asked)
     merge_recipe(content, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert part in tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
@@ -289,7 +270,7 @@ def test_a_bad_model_leaves_nothing(places, tmp_path, method, change, error, tol
 
 
 def test_what_is_refused_before_anything_is_opened(places, tmp_path):
-    folder = places()
+    folder = places("qwen2")
     good = recipe(folder, "linear", base=False, each={"weight": 1.0})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
