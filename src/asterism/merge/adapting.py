@@ -11,11 +11,9 @@ from typing import Any
 import yaml
 
 from asterism.core.errors import UnknownName
-from asterism.core.storage import digest_of, replacing, write_json
-from asterism.merge.findings import content_digest
+from asterism.core.storage import replacing, write_json
 from asterism.merge.references import Origin
 from asterism.models.anatomy import Anatomy, anatomy_of, skeleton
-from asterism.models.checkpoints import Checkpoint
 from asterism.models.fitting import AdapterReport, Fitting
 from asterism.models.likeness import Expected
 from asterism.models.loading import read_config
@@ -56,11 +54,6 @@ class Ground:
 def told_of(report: AdapterReport) -> dict[str, Any]:
     """A report as records hold it: with the error of all parameters together, and with what is left out."""
     return {"error": report.error, "lost": report.lost, **asdict(report)}
-
-
-def digest_all(checkpoint: Checkpoint) -> str:
-    """One digest of all tensors of a checkpoint, whatever files they lie in."""
-    return digest_of(sorted((name, content_digest(checkpoint.mapped(name))) for name in checkpoint.names))
 
 
 def save(out: Path, fitting: Fitting, ground: Ground, record: str, told: Mapping[str, Any], story: str, recipe: Any = None) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from asterism.core.errors import SettingsError, UnsupportedError
 from asterism.core.gram import accumulator, gram
 from asterism.core.progress import track
-from asterism.core.storage import digest_of, vacant
+from asterism.core.storage import vacant
 from asterism.merge.adapting import Ground, left_out, save, told_of
-from asterism.merge.findings import content_digest
+from asterism.merge.findings import content_digest, model_digest
 from asterism.merge.references import Origin, Reference
 from asterism.merge.sources import Opened, open_model
 from asterism.models.fitting import AdapterReport, Fitting
@@ -89,8 +89,8 @@ class _Pairs:
 
     @property
     def digests(self) -> dict[str, str]:
-        """One for each model, whatever files its tensors lie in."""
-        return {who: digest_of(sorted(read.items())) for who, read in self._read.items()}
+        """The `model_digest` of each."""
+        return {who: model_digest(read) for who, read in self._read.items()}
 
 
 def _reference(model: str | Path | Reference) -> Reference:

@@ -25,6 +25,11 @@ def content_digest(tensor: Tensor) -> str:
     return found.hexdigest()
 
 
+def model_digest(digests: Mapping[str, str]) -> str:
+    """One digest of a model from those of its tensors by name: whatever files they lie in, in whatever order they were read."""
+    return digest_of(sorted(digests.items()))
+
+
 def distances(merged: Tensor, sources: Sequence[Tensor]) -> list[list[float]]:
     """[|merged - source|^2, |source|^2] for each source of the same shape, estimated on evenly spread blocks; [] for another shape."""
     mine = _sample(merged)
@@ -50,7 +55,7 @@ def summary(notes: Sequence[Mapping[str, Any]], pieces: Sequence[Piece], models:
         {
             "model": str(model.reference),
             "tensors": len(content[number]),
-            "digest": digest_of(sorted(content[number].items())),
+            "digest": model_digest(content[number]),
             "distance": sqrt(apart[number] / size[number]) if size[number] else None,
         }
         for number, model in enumerate(models)

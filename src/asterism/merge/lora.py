@@ -13,8 +13,9 @@ from asterism.core.errors import MismatchError, SettingsError, UnsupportedError
 from asterism.core.lowrank import Factors, products
 from asterism.core.progress import track
 from asterism.core.storage import vacant
-from asterism.merge.adapting import Ground, digest_all, save, told_of
+from asterism.merge.adapting import Ground, save, told_of
 from asterism.merge.card import RECORD, record
+from asterism.merge.findings import content_digest, model_digest
 from asterism.merge.methods.families import Combination
 from asterism.merge.methods.method import arguments_for
 from asterism.merge.recipe import Recipe
@@ -99,12 +100,13 @@ class _Adapters:
 
     def sources(self) -> list[dict[str, Any]]:
         """The adapters by their content."""
-        pairs = zip(self.merge.models, self.adapters, strict=True)
-        return [
-            {"model": str(model.reference), "tensors": len(adapter.checkpoint.names), "digest": digest_all(adapter.checkpoint)}
-            for model, adapter in pairs
-            if adapter is not None
-        ]
+        found = []
+        for model, adapter in zip(self.merge.models, self.adapters, strict=True):
+            if adapter is not None:
+                stored = adapter.checkpoint
+                digest = model_digest({name: content_digest(stored.mapped(name)) for name in stored.names})
+                found.append({"model": str(model.reference), "tensors": len(stored.names), "digest": digest})
+        return found
 
     def _change(self, job: Job, place: int, name: str) -> Factors | None:
         """What a source of the job adds to the base."""
