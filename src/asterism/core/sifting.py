@@ -19,6 +19,7 @@ from asterism.core.gram import FLOATS, accumulator, check, not_finite
 from asterism.core.sums import CHUNK, chunk_sums, total
 
 Sift = Literal["none", "magnitude", "outliers", "random", "ranked"]
+Consensus = Literal["none", "sum", "count"]
 _SIFTS = ("none", "magnitude", "outliers", "random", "ranked")
 _CONSENSUS = ("none", "sum", "count")
 _BLOCK = 16 * CHUNK  # elements at a time: bounds the wide temporaries
@@ -34,7 +35,7 @@ class SparseSum:
     sift: Sift
     """Which entries stay. magnitude: the largest (TIES); outliers: these but for the very largest (Breadcrumbs); random: each with
     probability density (DARE); ranked: with a probability that grows with the rank in its row (DELLA)."""
-    consensus: Literal["none", "sum", "count"]
+    consensus: Consensus
     """Whether only entries of the elected sign take part: that of the sum of the weighted entries, or of most of them; 0 elects +."""
     weight: tuple[float, ...]
     """Factor of each delta."""

@@ -5,11 +5,11 @@ For K models: `count` = K; weight and density (gamma, epsilon) one number or K; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from asterism.core.errors import SettingsError
-from asterism.core.sifting import SparseSum
+from asterism.core.sifting import Consensus, Sift, SparseSum
 from asterism.merge.methods.method import PerModel, Told, spread
 
 Weight = Annotated[PerModel, Told("factor of the model's delta; any number, also negative")]
@@ -35,8 +35,8 @@ def ties(
     Source: Yadav et al. 2023, arXiv:2306.01708. A sum of 0 elects +; of equal magnitudes at the threshold the first in memory
     are kept (mergekit: what an unstable sort puts first).
     """
-    weights, densities = spread(weight, count), spread(density, count)
-    return SparseSum("magnitude", "sum", weights, densities, normalize=normalize, rescale=rescale, scale=lambda_)
+    each = {"weight": weight, "density": density}
+    return _sum("magnitude", "sum", count, each, normalize=normalize, rescale=rescale, scale=lambda_)
 
 
 def dare_linear(
@@ -54,8 +54,8 @@ def dare_linear(
     Rescaled by sum |delta| / sum |kept|, as mergekit does, which tends to the paper's 1 / density. Draws depend on the key and the place
     alone (mergekit: on one generator's state, so on every tensor before).
     """
-    weights, densities = spread(weight, count), spread(density, count)
-    return SparseSum("random", "none", weights, densities, normalize=normalize, rescale=rescale, scale=lambda_, keys=tuple(keys))
+    each = {"weight": weight, "density": density}
+    return _sum("random", "none", count, each, normalize=normalize, rescale=rescale, scale=lambda_, keys=tuple(keys))
 
 
 def dare_ties(
@@ -69,8 +69,8 @@ def dare_ties(
     lambda_: Lambda = 1.0,
 ) -> SparseSum:
     """DARE's kept entries under TIES' election of signs. Source: arXiv:2311.03099, section 4. Draws as in `dare_linear`."""
-    weights, densities = spread(weight, count), spread(density, count)
-    return SparseSum("random", "sum", weights, densities, normalize=normalize, rescale=rescale, scale=lambda_, keys=tuple(keys))
+    each = {"weight": weight, "density": density}
+    return _sum("random", "sum", count, each, normalize=normalize, rescale=rescale, scale=lambda_, keys=tuple(keys))
 
 
 def breadcrumbs(
@@ -86,8 +86,8 @@ def breadcrumbs(
     """Model Breadcrumbs: drop the int(gamma n) largest entries, keep the next int(density n), add; where that many are not left, fewer
     large ones are dropped. Source: Davari & Belilovsky 2024, arXiv:2312.06795. Ties at the thresholds as in `ties`.
     """
-    weights, densities, gammas = spread(weight, count), spread(density, count), spread(gamma, count)
-    return SparseSum("outliers", "none", weights, densities, gamma=gammas, normalize=normalize, rescale=rescale, scale=lambda_)
+    each = {"weight": weight, "density": density, "gamma": gamma}
+    return _sum("outliers", "none", count, each, normalize=normalize, rescale=rescale, scale=lambda_)
 
 
 def breadcrumbs_ties(
@@ -101,8 +101,8 @@ def breadcrumbs_ties(
     lambda_: Lambda = 1.0,
 ) -> SparseSum:
     """Breadcrumbs' kept entries under TIES' election of signs. Source: arXiv:2312.06795, mergekit."""
-    weights, densities, gammas = spread(weight, count), spread(density, count), spread(gamma, count)
-    return SparseSum("outliers", "sum", weights, densities, gamma=gammas, normalize=normalize, rescale=rescale, scale=lambda_)
+    each = {"weight": weight, "density": density, "gamma": gamma}
+    return _sum("outliers", "sum", count, each, normalize=normalize, rescale=rescale, scale=lambda_)
 
 
 def della(
@@ -121,10 +121,8 @@ def della(
     The chance of rank r = 0 .. m-1 by magnitude is density - epsilon + 2 epsilon r / (m - 1); in rows of one entry it is
     density (mergekit: NaN). Draws as in `dare_linear`. Raises SettingsError unless 0 < density -+ epsilon < 1, where 0 < density < 1.
     """
-    weights, densities, epsilons = spread(weight, count), spread(density, count), _between(spread(density, count), spread(epsilon, count))
-    return SparseSum(
-        "ranked", "sum", weights, densities, epsilon=epsilons, normalize=normalize, rescale=rescale, scale=lambda_, keys=tuple(keys)
-    )
+    each = {"weight": weight, "density": density, "epsilon": epsilon}
+    return _between(_sum("ranked", "sum", count, each, normalize=normalize, rescale=rescale, scale=lambda_, keys=tuple(keys)))
 
 
 def della_linear(
@@ -139,18 +137,22 @@ def della_linear(
     lambda_: Lambda = 1.0,
 ) -> SparseSum:
     """DELLA's kept entries, added without an election. Source, chances and errors as in `della`."""
-    weights, densities, epsilons = spread(weight, count), spread(density, count), _between(spread(density, count), spread(epsilon, count))
-    return SparseSum(
-        "ranked", "none", weights, densities, epsilon=epsilons, normalize=normalize, rescale=rescale, scale=lambda_, keys=tuple(keys)
-    )
+    each = {"weight": weight, "density": density, "epsilon": epsilon}
+    return _between(_sum("ranked", "none", count, each, normalize=normalize, rescale=rescale, scale=lambda_, keys=tuple(keys)))
 
 
-def _between(density: tuple[float, ...], epsilon: tuple[float, ...]) -> tuple[float, ...]:
-    for d, e in zip(density, epsilon, strict=True):
+def _sum(sift: Sift, consensus: Consensus, count: int, each: Mapping[str, PerModel], **shared: Any) -> SparseSum:
+    """each: what a model has its own value of; one number stands for all."""
+    own: dict[str, Any] = {name: spread(values, count) for name, values in each.items()}
+    return SparseSum(sift, consensus, **own, **shared)
+
+
+def _between(how: SparseSum) -> SparseSum:
+    for d, e in zip(how.density, how.epsilon, strict=True):
         if 0 < d < 1 and not (d - e > 0 and d + e < 1):
             raise SettingsError(
                 "DELLA's chances, density - epsilon and density + epsilon, lie between 0 and 1.",
                 met=f"density {d:g}, epsilon {e:g}",
                 mend=f"epsilon below {min(d, 1 - d):g} with this density",
             )
-    return epsilon
+    return how
