@@ -145,5 +145,6 @@ def test_every_method_says_what_it_is(name):
     assert chosen.title
     assert chosen.source
     assert chosen.function.__doc__
+    assert "arXiv" not in chosen.source or chosen.source in chosen.function.__doc__
     assert all(each.help and each.name == key for key, each in chosen.parameters.items())
     assert chosen.stack != "deltas" or chosen.base == "required"

@@ -31,12 +31,20 @@ _WEIGHT = "the model's share; any number, also negative"
 
 
 def passthrough(gram: Tensor, *, scale: Annotated[PerModel, Told("factor of the tensor")] = 1.0) -> Tensor:
-    """c = scale: the one model's tensor itself."""
+    """The one model's tensor, by a factor.
+
+    `c = scale`.
+    """
     return _given(gram, scale)
 
 
 def uniform(gram: Tensor) -> Tensor:
-    """c_i = 1 / K: the uniform model soup (Wortsman et al. 2022, arXiv:2203.05482)."""
+    """The plain mean of all models.
+
+    `c_i = 1 / K`.
+
+    Source: Wortsman et al. 2022, arXiv:2203.05482, the uniform soup.
+    """
     return torch.full_like(gram[..., 0], 1 / gram.shape[-1])
 
 
@@ -46,15 +54,22 @@ def linear(
     weight: Annotated[PerModel, Told(_WEIGHT)],
     normalize: Annotated[bool, Told("divide by the sum of the weights")] = True,
 ) -> Tensor:
-    """c_i = w_i, with normalize w_i / sum_j w_j (model soups, arXiv:2203.05482).
+    """The weighted mean of all models, or their weighted sum.
 
-    Raises SettingsError for weights to normalise that sum to 0 (mergekit: NaN or Inf).
+    `c_i = w_i / sum_j w_j`, without normalize `c_i = w_i`. Raises SettingsError for weights to normalise that sum to 0.
+
+    Differs from mergekit: such weights give NaN or Inf there.
+
+    Source: model soups, Wortsman et al. 2022, arXiv:2203.05482.
     """
     return _shares(gram, weight, "linear") if normalize else _given(gram, weight)
 
 
 def lerp(gram: Tensor, *, t: Annotated[float, Told("place between the two: 0 is the first (the base), 1 the other", 0, 1)]) -> Tensor:
-    """c = (1 - t, t): linear interpolation of two models."""
+    """The point between two models on a straight line.
+
+    `c = (1 - t, t)`.
+    """
     return _given(gram, (1 - t, t))
 
 
@@ -65,9 +80,11 @@ def task_arithmetic(
     normalize: Annotated[bool, Told("divide by the sum of the weights")] = False,
     lambda_: Annotated[float, Told("factor of the merged delta")] = 1.0,
 ) -> Tensor:
-    """c_i = lambda w_i, with normalize lambda w_i / sum_j w_j, on deltas (Ilharco et al. 2023, arXiv:2212.04089).
+    """The base plus the weighted deltas.
 
-    A sum of weights below 1e-8 does not divide, as in mergekit.
+    `c_i = lambda w_i`, with normalize `lambda w_i / sum_j w_j`; a sum of weights below 1e-8 does not divide, as in mergekit.
+
+    Source: Ilharco et al. 2023, arXiv:2212.04089.
     """
     weights = _given(gram, weight)
     divisor = weights.sum(-1, keepdim=True)
@@ -78,19 +95,26 @@ def task_arithmetic(
 
 
 def slerp(gram: Tensor, *, t: Annotated[float, Told("place on the arc: 0 is the base, 1 the other model", 0, 1)]) -> Tensor:
-    """c = (sin((1 - t) a), sin(t a)) / sin(a), a the angle of the two tensors, the base first (Shoemake 1985).
+    """A point on the arc from the base to the other model.
 
-    Linear, (1 - t, t), where |cos a| > 0.9995: parallel and antiparallel tensors. A zero tensor counts as orthogonal to every other.
+    `c = (sin((1 - t) a), sin(t a)) / sin(a)`, a the angle of the two tensors, the base first. Linear, `(1 - t, t)`, where
+    `|cos a| > 0.9995`: parallel and antiparallel tensors. A zero tensor counts as orthogonal to every other.
+
+    Source: Shoemake 1985.
     """
     cosine = _cosines(gram)[..., 0, 1]
     return _arc(cosine, t, straight=cosine.abs() > _STRAIGHT)
 
 
 def nuslerp(gram: Tensor, *, weight: Annotated[PerModel, Told("the model's share; the two are divided by their sum")]) -> Tensor:
-    """SLERP with t = w_2 / (w_1 + w_2), 1/2 where the weights sum to less than 1e-6 in size; of deltas where there is a base.
+    """A point on the arc between two weighted models, or with a base between their deltas: of whole tensors, rows or columns.
 
-    Linear where sin^2 a <= 1e-12. mergekit's bound, 1e-16, lies below what its float32 resolves, and whether two antiparallel
-    tensors blow up there is a matter of rounding.
+    SLERP with `t = w_2 / (w_1 + w_2)`, 1/2 where the weights sum to less than 1e-6 in size. Linear where `sin^2 a <= 1e-12`.
+
+    Differs from mergekit: its bound, 1e-16, lies below what its float32 resolves, and whether two antiparallel tensors blow up there is a
+    matter of rounding.
+
+    Source: mergekit.
     """
     first, second = spread(weight, 2)
     total = first + second
@@ -105,11 +129,17 @@ def multislerp(
     normalize_weights: Annotated[bool, Told("divide by the sum of the weights")] = True,
     eps: Annotated[float, Told("added to lengths before dividing by them", 0)] = 1e-8,
 ) -> Tensor:
-    """The weighted mean direction, at the weighted mean length: sum_j w_j |x_j| * m / |m|, m = sum_i w_i x_i / (|x_i| + eps).
+    """The weighted mean direction of the models, or with a base of their deltas, at their weighted mean length.
 
-    Source: goddard.blog/posts/multislerp-wow-what-a-cool-idea. Its step in the tangent space at m / |m| is the zero vector, whatever
-    the tensors, for m is their mean; so it is left out. A single model is itself. Where m vanishes: sum_i w_i x_i
-    (mergekit stops there, unless K = 2). Raises SettingsError for weights to normalise that sum to 0 (mergekit: NaN).
+    `sum_j w_j |x_j| * m / |m|` with `m = sum_i w_i x_i / (|x_i| + eps)`, the weights divided by their sum with normalize_weights; where m
+    vanishes, `sum_i w_i x_i`. A single model is itself. Raises SettingsError for weights to normalise that sum to 0.
+
+    Differs from the source: its step in the tangent space at m / |m| is the zero vector, whatever the tensors, for m is their mean; so it
+    is left out.
+
+    Differs from mergekit: where m vanishes it stops, unless K = 2; weights that sum to 0 give NaN there.
+
+    Source: goddard.blog/posts/multislerp-wow-what-a-cool-idea.
     """
     if gram.shape[-1] == 1:
         return torch.ones_like(gram[..., 0])
@@ -127,11 +157,16 @@ def karcher(
     max_iter: Annotated[int, Told("most steps", 0)] = 10,
     tol: Annotated[float, Told("angle and length of a step, below which it is done", 0)] = 1e-5,
 ) -> Tensor:
-    """The point of the sphere with the least sum of squared angles to the tensors' directions, at their mean length (arXiv:2603.04972).
+    """The point of the sphere that is nearest to all models' directions, at their mean length.
 
-    Steps along the sphere by the mean of the logarithms, from the normalised mean direction; from the first tensor that is not zero
-    where that mean is shorter than tol. Zero tensors count for the length alone (mergekit: all shorter than tol, so that
-    the scale of the weights matters). A tensor within tol of the antipode gives no direction (mergekit: rounding gives one).
+    Nearest: of the least sum of squared angles. Steps along the sphere by the mean of the logarithms, from the normalised mean direction;
+    from the first tensor that is not zero where that mean is shorter than tol. Zero tensors count for the length alone. A tensor within
+    tol of the antipode gives no direction.
+
+    Differs from mergekit: it takes all tensors shorter than tol for zero, so that the scale of the weights matters; near the antipode
+    rounding gives a direction there.
+
+    Source: arXiv:2603.04972.
     """
     count = gram.shape[-1]
     if count == 1:
@@ -161,10 +196,14 @@ def karcher(
 
 
 def model_stock(gram: Tensor) -> Tensor:
-    """c_i = t / K, t = K cos a / (1 + (K - 1) cos a), cos a the mean cosine of two deltas; K >= 2 (Jang et al. 2024, arXiv:2403.19522).
+    """The base plus a share of the deltas' mean, the larger the more alike they are.
 
-    The base, t = 0, where |1 + (K - 1) cos a| < 1e-6. Cosines are true ones, so the scale of the deltas does not matter; a zero delta
-    counts as orthogonal (mergekit divides by 1e-6 at least, and finds deltas shorter than 1e-3 too little alike).
+    `c_i = t / K` with `t = K cos a / (1 + (K - 1) cos a)`, cos a the mean cosine of two deltas, K >= 2. The base, t = 0, where
+    `|1 + (K - 1) cos a| < 1e-6`. Cosines are true ones, so the scale of the deltas does not matter; a zero delta counts as orthogonal.
+
+    Differs from mergekit: it divides by 1e-6 at least, and finds deltas shorter than 1e-3 too little alike.
+
+    Source: Jang et al. 2024, arXiv:2403.19522.
     """
     count = gram.shape[-1]
     cosines = _cosines(gram)

@@ -16,21 +16,30 @@ _BLOCK = 1 << 20  # entries at a time of what is computed in float64
 
 
 def nearswap(stack: Tensor, *, t: Annotated[float, Told("how far a weight goes towards the other model's", 0)]) -> Tensor:
-    """min(1, t / max(|d|, 1e-6)) * d, of the one delta d: nearly equal weights are swapped, others step by t.
+    """Swap weights that are nearly equal for the other model's; all others go a step towards them.
 
-    stack: deltas [1, *shape] -> [*shape]. Source: huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001.
+    `min(1, t / max(|d|, 1e-6)) * d`, of the one delta d.
+
+    stack: deltas [1, *shape] -> [*shape].
+
+    Source: huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001.
     """
     (delta,) = stack
     return delta * (t / delta.abs().clamp_min(_NEAR)).clamp(0, 1)
 
 
 def arcee_fusion(stack: Tensor) -> Tensor:
-    """The other model's weight where it is important, else the base's; stack: models [2, *shape], base first -> [*shape].
+    """The other model's weight where it is important, else the base's.
 
-    Importance of an entry: |difference| times its row's KL divergence, of the softmax of the other's row from the base's, 1e-8 added to
-    probabilities; important: at least median + 1.5 (upper - lower quartile), the entry floor(q (n - 1)) of all in order.
-    Source: mergekit's arcee_fusion (arcee.ai). Quartiles of all entries (mergekit: of a million drawn at random, where there are
-    more); the divergence in float64 (mergekit: in the weights' dtype, in which that of a usual fine-tuning is rounding).
+    Importance of an entry: `|difference|` times its row's KL divergence, of the softmax of the other's row from the base's, 1e-8 added to
+    probabilities. Important: at least `median + 1.5 (upper - lower quartile)`, quantile q being the entry `floor(q (n - 1))` in order.
+
+    stack: models [2, *shape], base first -> [*shape].
+
+    Differs from mergekit: its quartiles are of a million entries drawn at random, where there are more, and its divergence is in the
+    weights' dtype, in which that of a usual fine-tuning is rounding; here it is float64.
+
+    Source: mergekit's arcee_fusion (arcee.ai).
     """
     base, other = stack
     delta = other - base
@@ -51,13 +60,18 @@ def _divergence(x: Tensor, y: Tensor) -> Tensor:
 
 
 def sce(stack: Tensor, *, select_topk: Annotated[float, Told("share of the entries that is kept, by variance", 0, 1)] = 1.0) -> Tensor:
-    """SCE: select the entries whose variance over the models is largest, calculate a weight a model, erase minority signs.
+    """Select the entries that vary most over the models, calculate a weight a model, erase minority signs.
 
-    Kept are int(select_topk v) entries, v the number whose variance is not 0, of equal ones the first in memory. A model's weight is
-    its share of the kept deltas' sum of squares, equal shares where that is 0. An entry is the weighted mean of those of the sign of
-    their plain sum, 0 counting as +. stack: deltas [K, *shape] -> [*shape]. Source: FuseChat, Wan et al. 2024, arXiv:2408.07990.
-    The weights do not depend on the deltas' scale (mergekit: equal ones where the mean squares sum to less than 1e-6, as those of most
-    fine-tunings do).
+    Kept are `int(select_topk v)` entries, v the number whose variance is not 0, of equal ones the first in memory. A model's weight is its
+    share of the kept deltas' sum of squares, equal shares where that is 0. An entry is the weighted mean of those of the sign of their
+    plain sum, 0 counting as +.
+
+    stack: deltas [K, *shape] -> [*shape].
+
+    Differs from mergekit: its weights are equal where the mean squares sum to less than 1e-6, as those of most fine-tunings do; here
+    they do not depend on the deltas' scale.
+
+    Source: FuseChat, Wan et al. 2024, arXiv:2408.07990.
     """
     if select_topk < 1:
         variance = stack.var(dim=0, correction=0)
@@ -77,9 +91,13 @@ Epsilon = Annotated[float, Told("a delta no larger than this counts as no change
 
 
 def ram(stack: Tensor, *, epsilon: Epsilon = 1e-5) -> Tensor:
-    """RAM: each entry is the mean over the models that changed it, by more than epsilon.
+    """The mean of each entry over the models that changed it.
 
-    stack: deltas [K, *shape] -> [*shape]. Source: Reinforced Agent Merging, arXiv:2601.13572.
+    `sum_i d_i / n` over the n models with `|d_i| > epsilon`, 0 where there is none.
+
+    stack: deltas [K, *shape] -> [*shape].
+
+    Source: Reinforced Agent Merging, arXiv:2601.13572.
     """
     changed = stack.abs() > epsilon
     return stack.where(changed, 0.0).sum(dim=0) / changed.sum(dim=0).clamp_min(1)
@@ -92,10 +110,14 @@ def ramplus_tl(
     alpha: Annotated[float, Told("the most that the ratio of shared to own entries counts", 0)] = 0.2,
     epsilon: Epsilon = 1e-5,
 ) -> Tensor:
-    """RAM+, tensor by tensor: as `ram`, but entries that a model alone changed are raised by 1 + r min(shared / own, alpha).
+    """As `ram`, but entries that one model alone changed are raised, tensor by tensor.
 
-    shared, own: how many entries the model changed with others, and alone; with none of its own the factor does not matter.
-    stack: deltas [K, *shape] -> [*shape]. Source: arXiv:2601.13572.
+    Raised by `1 + r min(shared / own, alpha)`: how many entries the model changed with others, and alone; with none of its own the factor
+    does not matter.
+
+    stack: deltas [K, *shape] -> [*shape].
+
+    Source: Reinforced Agent Merging, arXiv:2601.13572.
     """
     changed = stack.abs() > epsilon
     number = changed.sum(dim=0)

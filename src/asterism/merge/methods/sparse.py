@@ -30,10 +30,15 @@ def ties(
     rescale: Rescale = False,
     lambda_: Lambda = 1.0,
 ) -> SparseSum:
-    """TIES: keep each delta's max(1, int(density n)) largest entries, elect the sign of their weighted sum, average those of that sign.
+    """Keep each delta's largest entries, elect a sign for every entry, average those of that sign.
 
-    Source: Yadav et al. 2023, arXiv:2306.01708. A sum of 0 elects +; of equal magnitudes at the threshold the first in memory
-    are kept (mergekit: what an unstable sort puts first).
+    Of n entries the `max(1, int(density n))` largest, k_i, are kept, of equal magnitudes the first in memory. The sign is that of
+    `sum_i w_i k_i`, of 0 it is +. An entry is `lambda sum_i w_i k_i / sum_i w_i`, both over the models whose w_i k_i has the sign; without
+    normalize it is not divided.
+
+    Differs from mergekit: of equal magnitudes at the threshold it keeps what an unstable sort puts first.
+
+    Source: Yadav et al. 2023, arXiv:2306.01708.
     """
     each = {"weight": weight, "density": density}
     return _sum("magnitude", "sum", count, each, normalize=normalize, rescale=rescale, scale=lambda_)
@@ -49,10 +54,16 @@ def dare_linear(
     rescale: Rescale = True,
     lambda_: Lambda = 1.0,
 ) -> SparseSum:
-    """DARE: keep each entry with chance density, rescale, add. Source: Yu et al. 2024, arXiv:2311.03099.
+    """Keep entries of each delta by chance, rescale, add.
 
-    Rescaled by sum |delta| / sum |kept|, as mergekit does, which tends to the paper's 1 / density. Draws depend on the key and the place
-    alone (mergekit: on one generator's state, so on every tensor before).
+    An entry stays with chance density; the delta is `lambda sum_i w_i r_i k_i`, k_i what stays of d_i, `r_i = sum |d_i| / sum |k_i|`; with
+    normalize divided by the sum of the weights. Draws depend on the key (of seed, tensor and model) and the place alone.
+
+    Differs from the paper: rescaled as in mergekit, by r_i, which tends to the paper's 1 / density.
+
+    Differs from mergekit: its draws depend on one generator's state, so on every tensor before.
+
+    Source: Yu et al. 2024, arXiv:2311.03099.
     """
     each = {"weight": weight, "density": density}
     return _sum("random", "none", count, each, normalize=normalize, rescale=rescale, scale=lambda_, keys=tuple(keys))
@@ -68,7 +79,14 @@ def dare_ties(
     rescale: Rescale = True,
     lambda_: Lambda = 1.0,
 ) -> SparseSum:
-    """DARE's kept entries under TIES' election of signs. Source: arXiv:2311.03099, section 4. Draws as in `dare_linear`."""
+    """Keep entries of each delta by chance, rescale, elect a sign for every entry, add those of that sign.
+
+    What stays, and its factor, as in `dare_linear`; the election, and normalize, as in `ties`.
+
+    Differs from mergekit: the draws, as in `dare_linear`.
+
+    Source: Yu et al. 2024, arXiv:2311.03099, section 4.
+    """
     each = {"weight": weight, "density": density}
     return _sum("random", "sum", count, each, normalize=normalize, rescale=rescale, scale=lambda_, keys=tuple(keys))
 
@@ -83,8 +101,15 @@ def breadcrumbs(
     rescale: Rescale = False,
     lambda_: Lambda = 1.0,
 ) -> SparseSum:
-    """Model Breadcrumbs: drop the int(gamma n) largest entries, keep the next int(density n), add; where that many are not left, fewer
-    large ones are dropped. Source: Davari & Belilovsky 2024, arXiv:2312.06795. Ties at the thresholds as in `ties`.
+    """Keep each delta's large entries, but not the very largest, and add.
+
+    Of n entries the `int(gamma n)` largest are dropped and the next `int(density n)`, k_i, kept; where that many are not left, fewer large
+    ones are dropped; of equal magnitudes the first in memory count as larger. The delta is `lambda sum_i w_i k_i`, with normalize divided
+    by the sum of the weights.
+
+    Differs from mergekit: equal magnitudes at the thresholds, as in `ties`.
+
+    Source: Davari & Belilovsky 2024, arXiv:2312.06795.
     """
     each = {"weight": weight, "density": density, "gamma": gamma}
     return _sum("outliers", "none", count, each, normalize=normalize, rescale=rescale, scale=lambda_)
@@ -100,7 +125,14 @@ def breadcrumbs_ties(
     rescale: Rescale = False,
     lambda_: Lambda = 1.0,
 ) -> SparseSum:
-    """Breadcrumbs' kept entries under TIES' election of signs. Source: arXiv:2312.06795, mergekit."""
+    """Keep each delta's large entries, but not the very largest, elect a sign for every entry, add those of that sign.
+
+    What stays as in `breadcrumbs`; the election, and normalize, as in `ties`.
+
+    Differs from mergekit: equal magnitudes at the thresholds, as in `ties`.
+
+    Source: arXiv:2312.06795, mergekit.
+    """
     each = {"weight": weight, "density": density, "gamma": gamma}
     return _sum("outliers", "sum", count, each, normalize=normalize, rescale=rescale, scale=lambda_)
 
@@ -116,10 +148,15 @@ def della(
     rescale: Rescale = True,
     lambda_: Lambda = 1.0,
 ) -> SparseSum:
-    """DELLA: keep an entry with a chance that grows with its rank in its row, rescale, elect signs, average (arXiv:2406.11617).
+    """Keep entries of each delta by chance, large ones sooner, rescale, elect a sign for every entry, average those of that sign.
 
-    The chance of rank r = 0 .. m-1 by magnitude is density - epsilon + 2 epsilon r / (m - 1); in rows of one entry it is
-    density (mergekit: NaN). Draws as in `dare_linear`. Raises SettingsError unless 0 < density -+ epsilon < 1, where 0 < density < 1.
+    An entry of rank r = 0 .. m-1 by magnitude in its row of m stays with chance `density - epsilon + 2 epsilon r / (m - 1)`, in rows of one
+    entry with density. Draws and factor as in `dare_linear`; the election, and normalize, as in `ties`. Raises SettingsError unless
+    0 < density -+ epsilon < 1, where 0 < density < 1.
+
+    Differs from mergekit: rows of one entry give NaN there; the draws, as in `dare_linear`.
+
+    Source: arXiv:2406.11617.
     """
     each = {"weight": weight, "density": density, "epsilon": epsilon}
     return _between(_sum("ranked", "sum", count, each, normalize=normalize, rescale=rescale, scale=lambda_, keys=tuple(keys)))
@@ -136,7 +173,14 @@ def della_linear(
     rescale: Rescale = True,
     lambda_: Lambda = 1.0,
 ) -> SparseSum:
-    """DELLA's kept entries, added without an election. Source, chances and errors as in `della`."""
+    """Keep entries of each delta by chance, large ones sooner, rescale, add.
+
+    What stays, its factor and what is refused as in `della`; the sum, and normalize, as in `dare_linear`.
+
+    Differs from mergekit: as `della` does.
+
+    Source: arXiv:2406.11617.
+    """
     each = {"weight": weight, "density": density, "epsilon": epsilon}
     return _between(_sum("ranked", "none", count, each, normalize=normalize, rescale=rescale, scale=lambda_, keys=tuple(keys)))
 
