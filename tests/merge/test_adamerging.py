@@ -12,8 +12,8 @@ from torch.func import functional_call
 from asterism.core.errors import DataError, StaleError, StorageError
 from asterism.merge import adamerging as module
 from asterism.merge.adamerging import LayerWeights, _Work, adamerging, entropy, layer_of, learn
-from asterism.merge.live import held, original
 from asterism.merge.settings import AdaMergingSettings
+from asterism.models.deltas import held, original
 from asterism.models.library import Library
 from tests import tiny
 

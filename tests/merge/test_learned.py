@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from asterism.core.errors import DataError, SettingsError, StorageError, UnknownName
 from asterism.merge.learned import fisher, learned_merge, regmean
-from asterism.merge.live import held, mean_of
+from asterism.merge.live import mean_of
 from asterism.merge.settings import FisherSettings, RegMeanSettings
 from asterism.merge.statistics import statistics
+from asterism.models.deltas import held
 from asterism.models.library import Library
 from tests import tiny
 

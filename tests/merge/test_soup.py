@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from asterism.core.errors import DataError
-from asterism.merge.live import held
 from asterism.merge.soup import greedy_soup
+from asterism.models.deltas import held
 from tests import tiny
 
 NAMES = ("medical", "legal", "code")

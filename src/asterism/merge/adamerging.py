@@ -19,11 +19,12 @@ from asterism.core.errors import DataError, StorageError
 from asterism.core.gram import accumulator
 from asterism.core.progress import track
 from asterism.merge.keeping import check_texts, keep, origin_of, place, recalled
-from asterism.merge.live import assembled, delta_of, original
+from asterism.merge.live import assembled
 from asterism.merge.settings import AdaMergingSettings
 from asterism.models.anatomy import Anatomy
 from asterism.models.batching import batches, pad_id, tokenise
 from asterism.models.changes import Change, Dense
+from asterism.models.deltas import delta_of, original
 from asterism.models.library import Library
 from asterism.models.likelihood import LOGITS_BUDGET, logits_of
 from asterism.models.types import PreTrainedModel

@@ -20,8 +20,9 @@ from asterism.core.errors import StorageError, UnknownName
 from asterism.core.gram import accumulator
 from asterism.core.progress import track
 from asterism.merge.keeping import keep, kept, origin_of, place
-from asterism.merge.live import assembled, delta_of, original
+from asterism.merge.live import assembled
 from asterism.models.changes import Change, Dense
+from asterism.models.deltas import delta_of, original
 from asterism.models.library import Library
 from asterism.models.types import PreTrainedModel
 

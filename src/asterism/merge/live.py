@@ -8,36 +8,14 @@ import torch
 from torch import Tensor
 
 from asterism.core.errors import DataError
-from asterism.core.gram import accumulator
 from asterism.core.progress import track
-from asterism.models.changes import Change, Dense
+from asterism.models.deltas import held, original
 from asterism.models.library import Library
 from asterism.models.loading import build
 from asterism.models.types import PreTrainedModel
 
 Rule = Callable[[str, Mapping[str, Tensor]], Tensor]
 """(parameter, specialist -> its tensor) -> the merged tensor, all float32 or wider."""
-
-
-def held(library: Library, name: str, parameter: str) -> Tensor | None:
-    """A specialist's parameter in float32 (float64 in a float64 library), never rounded; None where it equals the generalist's."""
-    change = library.change(name, parameter)
-    if isinstance(change, Dense):
-        return change.tensor.to(accumulator(change.tensor))
-    return None if change is None else original(library, parameter) + delta_of(library, change, parameter)
-
-
-def delta_of(library: Library, change: Change, parameter: str) -> Tensor:
-    """What a change adds to the generalist's parameter, in float32 or wider."""
-    if isinstance(change, Dense):
-        return change.tensor.to(accumulator(change.tensor)) - original(library, parameter)
-    return change.delta(library.anatomy.output_axes[parameter])
-
-
-def original(library: Library, parameter: str) -> Tensor:
-    """The generalist's parameter in float32 or wider."""
-    base = library.tensor(parameter)
-    return base.to(accumulator(base))
 
 
 def mean_of(tensors: Mapping[str, Tensor]) -> Tensor:
