@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asterism.core.errors import DataError
 from asterism.models.anatomy import anatomy_of
 from asterism.models.batching import finite, masked_mean, placed_batches
 from asterism.models.types import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,12 +64,38 @@ def read(
     hold at most LOGITS_BUDGET bytes of logits. Raises DataError for no list of texts, a text without tokens, or states that are not finite.
     """
     anatomy = anatomy_of(model)
-    fitting = max(1, min(max_tokens, LOGITS_BUDGET // (4 * anatomy.vocabulary)))
     path = None if layer == "final" else anatomy.block_path(int(layer))
     states, losses = torch.empty(len(texts), anatomy.hidden_size), torch.full((len(texts),), torch.nan)
-    for batch, rows in placed_batches(model, tokenizer, texts, max_length, fitting):
+    for batch, rows in placed_batches(model, tokenizer, texts, max_length, _fitting(model, max_tokens)):
         with states_of(model, path) as seen:
             logits = logits_of(model, batch.ids)
         states[rows] = masked_mean(seen[0], batch.lengths).float().cpu()
         losses[rows] = masked_mean(token_losses(logits, batch.ids)[..., None], batch.lengths - 1)[:, 0].cpu()
     return finite(states, texts), losses
+
+
+@torch.no_grad()
+def losses_by_token(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_length: int = 256, max_tokens: int = 4096
+) -> list[Tensor]:
+    """Of each text, the loss in nats of every token but the first: [T - 1] float32 on the CPU. Batches as in `read`.
+
+    Raises DataError for no list of texts, a text of fewer than two tokens, or a loss that is not finite.
+    """
+    found: dict[int, Tensor] = {}
+    for batch, rows in placed_batches(model, tokenizer, texts, max_length, _fitting(model, max_tokens)):
+        losses = token_losses(logits_of(model, batch.ids), batch.ids).cpu()
+        for row, own, length in zip(rows, losses, batch.lengths.tolist(), strict=True):
+            if length < 2:
+                mend = "leave it out, or give it more words"
+                raise DataError("A text of one token has nothing to predict.", met=f"text {row}: {texts[row][:60]!r}", mend=mend)
+            found[row] = own[: length - 1].clone()
+            if not bool(found[row].isfinite().all()):
+                mend = "use a wider dtype (float32, bfloat16), or check the weights"
+                raise DataError("A loss is not finite.", met=f"text {row}: {texts[row][:60]!r}", mend=mend)
+    return [found[row] for row in range(len(texts))]
+
+
+def _fitting(model: Any, max_tokens: int) -> int:
+    """Tokens of a batch whose logits stay within the budget."""
+    return max(1, min(max_tokens, LOGITS_BUDGET // (4 * model.get_output_embeddings().weight.shape[0])))
