@@ -23,10 +23,10 @@ def line(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table under a title; columns are numbers, but for the first and those without a name."""
+    """A table under a title; columns are numbers, but for the first and those without a name. What is too wide goes on in the next line."""
     shown = Table(header_style="bold")
     for place, name in enumerate(columns):
-        shown.add_column(name, justify="right" if place and name else "left")
+        shown.add_column(name, justify="right" if place and name else "left", overflow="fold")
     line(f"\n{title}")
     for row in rows:
         shown.add_row(*map(escape, row))
