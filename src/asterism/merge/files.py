@@ -172,15 +172,15 @@ def writing(out: Path, layout: Layout, origin: str) -> Iterator[Output]:
                 output.close()
                 if layout.index is not None:
                     write_json(folder / "model.safetensors.index.json", layout.index)
+                (folder / _JOURNAL).unlink()
+                (folder / _LOCK).unlink()
+                put_in_place(folder, out)
             except BaseException as error:
                 if output is not None:
                     output.abandon()
                 if isinstance(error, Exception):
                     shutil.rmtree(folder, ignore_errors=True)
                 raise
-            (folder / _JOURNAL).unlink()
-            (folder / _LOCK).unlink()
-            put_in_place(folder, out)
 
 
 @contextmanager

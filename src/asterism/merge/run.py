@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from asterism.core.draws import stream_key
+from asterism.core.errors import DataError
 from asterism.core.gram import not_finite
 from asterism.core.progress import counting
 from asterism.core.sifting import finite
@@ -85,9 +86,19 @@ class Merge:
         with ThreadPoolExecutor(1) as reader, counting("tensors", len(self.jobs)) as advance:
             advance(len(self.jobs) - len(waiting))
             for job, (tensors, digests) in zip(waiting, _ahead(reader, waiting, self.models), strict=True):
-                merged = _one(self.method, job, tensors, places.next(job), device)
+                merged = self._merged(job, tensors, places.next(job), device)
                 yield job, merged, {"digests": digests, "distances": distances(merged, tensors)}
                 advance(1)
+
+    def _merged(self, job: Job, tensors: Sequence[Tensor], out: Tensor, device: str) -> Tensor:
+        """`_one`, whose DataError for NaN or Inf names the model that holds it."""
+        try:
+            return _one(self.method, job, tensors, out, device)
+        except DataError:
+            for source, tensor in zip(job.piece.sources, tensors, strict=True):
+                if not finite(tensor):
+                    raise not_finite(f"{source.name} of {self.models[source.model].reference}") from None
+            raise
 
     def write(self, out: str | Path, *, device: str = "cpu", shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
         """Write the whole checkpoint; returns what `merge.json` beside it says. See `merge_recipe`."""

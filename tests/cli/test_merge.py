@@ -1,0 +1,152 @@
+"""`asterism merge`: what it prints and loads, and that bad models and a full disk leave what was there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from asterism.merge import beside, card, files, streams
+from tests import tiny
+from tests.cli.test_errors import refused
+
+ONE, TWO = "one", "two"
+LIMITED = """
+import resource, sys
+from asterism.cli.app import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+main(sys.argv[1:])
+"""
+LOADED = """
+import atexit, sys
+atexit.register(lambda: print(sorted({"transformers", "torch"} & set(sys.modules))))
+from asterism.cli.app import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Two models in shards under one long path, never to be changed."""
+    folder = tmp_path_factory.mktemp("models") / ("a-place-whose-path-is-longer-than-a-terminal-is-wide-" + "x" * 50)
+    base = tiny.tiny_model("qwen2")
+    for number, name in enumerate((ONE, TWO)):
+        tiny.tiny_tokenizer().save_pretrained(folder / name)
+        tiny.perturbed(base, number, 0.2).save_pretrained(folder / name, max_shard_size="20KB")
+    assert len(list((folder / TWO).glob("*.safetensors"))) > 2
+    return folder
+
+
+@pytest.fixture
+def models(made, tmp_path) -> Path:
+    """A copy, free to be changed, with `recipe.yaml`."""
+    folder = Path(shutil.copytree(made, tmp_path / "models" / made.name))
+    models = [{"model": str(folder / name), "parameters": {"weight": 1.0}} for name in (ONE, TWO)]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    """A place to write to, in a folder of its own."""
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place" / "out"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_long_paths_are_told_whole_in_a_narrow_terminal(asterism, models, out, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    ran = asterism("merge", models / "recipe.yaml", out)
+    assert ran.code == 0, ran.err
+    rows = [line for line in ran.out.splitlines() if line.startswith("│")]
+    assert all(len(line) <= 80 for line in rows)
+    told = "".join(line.split("│")[1].strip() for line in rows)
+    assert told == f"{models / ONE}{models / TWO}"
+
+
+def test_a_merge_loads_no_transformers(models, out):
+    ran = subprocess.run([sys.executable, "-c", LOADED, "merge", models / "recipe.yaml", out, "--quiet"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "['torch']"
+    assert (out / "merge.json").is_file()
+
+
+def truncated(folder: Path) -> str:
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-8])
+    return shard.name
+
+
+def headless(folder: Path) -> str:
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:20])
+    return shard.name
+
+
+def absent(folder: Path) -> str:
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.unlink()
+    return shard.name
+
+
+def not_a_number(folder: Path) -> str:
+    shard = sorted(folder.glob("*.safetensors"))[-1]
+    tensors = load_file(shard)
+    name, tensor = max(tensors.items())
+    tensor.view(-1)[-1] = torch.nan
+    save_file(tensors, shard, {"format": "pt"})
+    return f"{name} of {folder}"
+
+
+@pytest.mark.parametrize("spoilt", [truncated, headless, absent, not_a_number])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_bad_model_is_named_and_nothing_is_written(asterism, models, out, spoilt, before):
+    if before:
+        assert asterism("merge", models / "recipe.yaml", out, "--quiet").code == 0
+    was = contents(out.parent)
+    word = spoilt(models / TWO)
+    refused(asterism("merge", models / "recipe.yaml", out), word)
+    assert contents(out.parent) == was
+    assert before or list(out.parent.iterdir()) == []
+
+
+def full(*given, **more):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("where", "call"),
+    [(os, "posix_fallocate"), (os, "pwrite"), (os, "fsync"), (beside, "copy_tokenizer"), (card, "write_json"), (files, "put_in_place")],
+)
+@pytest.mark.parametrize("before", [False, True])
+def test_a_full_disk_leaves_what_was_there(asterism, models, out, monkeypatch, where, call, before):
+    """Wherever it shows: when room is taken, when tensors are written, when they are to last, beside them, at the very end."""
+    if before:
+        assert asterism("merge", models / "recipe.yaml", out, "--quiet").code == 0
+    was = contents(out.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(streams, "_direct", lambda path: os.open(path, os.O_WRONLY))  # O_DIRECT or not, tensors go through os.pwrite
+        patch.setattr(where, call, full)
+        refused(asterism("merge", models / "recipe.yaml", out), "No space left on device", "free some space")
+    assert contents(out.parent) == was
+    assert before or list(out.parent.iterdir()) == []
+    assert asterism("merge", models / "recipe.yaml", out, "--quiet").code == 0
+
+
+def test_files_that_may_not_grow_leave_what_was_there(models, out):
+    """The system's own limit on the size of a file, met by a whole process."""
+    ran = subprocess.run([sys.executable, "-c", LIMITED, "merge", models / "recipe.yaml", out, "--quiet"], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
+    assert [line.split(":")[0].strip() for line in ran.stderr.splitlines()] == ["error", "met", "mend"]
+    assert list(out.parent.iterdir()) == []
