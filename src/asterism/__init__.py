@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from asterism.models.library import Library as Library
     from asterism.models.settings import TrainingSettings as TrainingSettings
     from asterism.models.training import train as train
+    from asterism.route.build import route as route
+    from asterism.route.settings import RouterSettings as RouterSettings
 
 _HOME = {
     "AsterismError": "core.errors",
@@ -49,6 +51,7 @@ _HOME = {
     "Mixture": "constellation.mixture",
     "MixtureSettings": "constellation.settings",
     "Probe": "core.corpus",
+    "RouterSettings": "route.settings",
     "TrainingSettings": "models.settings",
     "compose": "compose.build",
     "diagnose": "constellation.diagnosis",
@@ -56,6 +59,7 @@ _HOME = {
     "merge": "merge.library",
     "merge_recipe": "merge.run",
     "read_corpus": "core.corpus",
+    "route": "route.build",
     "train": "models.training",
 }
 
@@ -71,7 +75,7 @@ class _Verb(ModuleType):
 
 
 class _Door(ModuleType):
-    """Whichever way `asterism.compose`, `evaluate` and `merge` come to be loaded, they can be both entered and called."""
+    """Whichever way `asterism.compose`, `evaluate`, `merge` and `route` come to be loaded, they can be both entered and called."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _HOME and isinstance(value, ModuleType):

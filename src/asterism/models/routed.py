@@ -29,7 +29,7 @@ class RoutedConfig(PreTrainedConfig):
     """What a routed model is made of. Fields that it has not (hidden_size, vocab_size, ...) are those of `text_config`."""
 
     model_type = "asterism-routed"
-    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  # pyright: ignore[reportAssignmentType]
     has_no_defaults_at_init = True
 
     def __init__(
@@ -118,6 +118,7 @@ class FixedGate(nn.Module):
 
     def __init__(self, weighed: int) -> None:
         super().__init__()
+        self.weights: Tensor
         self.register_buffer("weights", torch.full((weighed,), 1 / weighed))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,14 +186,16 @@ def strongest(probabilities: Tensor, k: int, normalise: bool = False) -> tuple[T
 class RoutedForCausalLM(PreTrainedModel, GenerationMixin):
     """The family's model with a RoutedMLP in every block; its modules and parameters keep the family's names."""
 
+    config: RoutedConfig
     config_class = RoutedConfig
+    _whole: Any
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: RoutedConfig) -> None:
         super().__init__(config)
-        whole = AutoModelForCausalLM.from_config(config.text_config)
-        self.__dict__["_whole"] = whole  # runs the forward pass; not a submodule:
-        self._modules = whole._modules  # the two share one table of submodules
+        whole: Any = AutoModelForCausalLM.from_config(config.text_config)
+        self.__dict__["_whole"] = whole  # runs the forward pass; no submodule, but the two
+        self._modules = whole._modules  # share one table of submodules
         self.base_model_prefix, self._tied_weights_keys = whole.base_model_prefix, whole._tied_weights_keys
         blocks = blocks_of(whole)
         for index, block in enumerate(blocks):
@@ -300,11 +303,11 @@ def balance_loss(probabilities: Tensor, k: int = 1, attention_mask: Tensor | Non
     return flat.shape[1] * (chosen.mean(dim=0) * flat.mean(dim=0)).sum()
 
 
-def blocks_of(model: nn.Module) -> nn.ModuleList:
+def blocks_of(model: nn.Module) -> Sequence[Any]:
     """The list of a model's blocks: the modules in a row that each have an `mlp`. ValueError where there is none."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) and all(hasattr(block, "mlp") for block in module):
-            return module
+            return module  # pyright: ignore[reportReturnType]
     raise ValueError(f"{type(model).__name__} has no list of blocks with an `mlp` each")
 
 
