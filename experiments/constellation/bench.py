@@ -16,9 +16,10 @@ from asterism.compose.settings import CompositionSettings
 from asterism.constellation.index import Constellation
 from asterism.constellation.mixture import Mixture
 from asterism.core.corpus import Probe
+from asterism.core.parts import Parts
 from asterism.core.storage import digest_of
 from asterism.evaluate.candidates import Composed, composed_candidates, mixtures_of
-from asterism.evaluate.parts import Parts, pack, unpack
+from asterism.evaluate.packing import pack, unpack
 from asterism.evaluate.passes import retrieval, score_composed
 from asterism.evaluate.probes import check_lengths, read_span
 from asterism.evaluate.reading import Reading, read_all

@@ -21,10 +21,11 @@ from asterism.constellation.index import Constellation
 from asterism.constellation.settings import MixtureSettings
 from asterism.core.corpus import GENERAL, Probe, check_domains
 from asterism.core.errors import DataError
+from asterism.core.parts import Parts
 from asterism.core.progress import counting, quiet
 from asterism.core.storage import digest_of
 from asterism.evaluate.candidates import DEFAULT, FAST, Composed, derived, mixtures_of, static_candidates
-from asterism.evaluate.parts import Parts, pack, unpack
+from asterism.evaluate.packing import pack, unpack
 from asterism.evaluate.passes import score_composed, score_static
 from asterism.evaluate.probes import check_lengths
 from asterism.evaluate.reading import Reading, read_all

@@ -15,6 +15,7 @@ from asterism.constellation.index import Constellation
 from asterism.constellation.mixture import Mixture
 from asterism.constellation.specialist_space import cosine_coefficients, specialist_space
 from asterism.core.corpus import Probe, check_domains
+from asterism.core.parts import Parts
 from asterism.core.storage import digest_of
 from asterism.evaluate.candidates import (
     DEFAULT,
@@ -30,7 +31,7 @@ from asterism.evaluate.candidates import (
     static_candidates,
 )
 from asterism.evaluate.merges import Merged
-from asterism.evaluate.parts import Parts, pack, unpack
+from asterism.evaluate.packing import pack, unpack
 from asterism.evaluate.passes import collinearity, correlation, mixture_facts, refine, retrieval, score_composed, score_static
 from asterism.evaluate.probes import check_lengths, check_unseen, read_span
 from asterism.evaluate.reading import Reading, ensemble_tokens, read_all

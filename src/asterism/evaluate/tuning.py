@@ -9,11 +9,11 @@ from pathlib import Path
 
 from asterism.core.corpus import Probe, check_domains
 from asterism.core.errors import DataError, UnknownName
+from asterism.core.parts import Parts
 from asterism.core.progress import track
 from asterism.core.storage import digest_of
 from asterism.evaluate.calibrate import mean_loss
 from asterism.evaluate.merges import BY_DATA, EMR, SOUP, ByData, ByRecipe, Merged, PerTask, Soup, losses
-from asterism.evaluate.parts import Parts
 from asterism.evaluate.probes import check_lengths
 from asterism.evaluate.settings import EvaluationSettings
 from asterism.merge.learned import Texts

@@ -1,39 +1,12 @@
-"""What an interrupted evaluation has finished: kept beside its results, reused when everything it came from is the same."""
+"""A reading as flat named tensors, as they are kept of an interrupted evaluation, and back."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
-from pathlib import Path
-
 from torch import Tensor
 
-from asterism.core.storage import read_json, read_tensors, write_json, write_tensors
 from asterism.evaluate.reading import Reading
 from asterism.evaluate.scoring import PROTOCOLS, Scores
 from asterism.evaluate.settings import Protocol
-
-
-class Parts:
-    """A folder of finished tensors for one origin; another origin's parts are thrown away."""
-
-    def __init__(self, folder: Path, origin: str) -> None:
-        self.folder = folder
-        mark = folder / "origin.json"
-        if folder.exists() and (not mark.exists() or read_json(mark) != origin):
-            shutil.rmtree(folder)
-        write_json(mark, origin)
-
-    def tensors(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The part called `name`, made now unless an earlier run has finished it."""
-        path = self.folder / f"{name.replace(':', '_').replace('@', '_')}.safetensors"
-        if not path.exists():
-            write_tensors(path, make())
-        return read_tensors(path)
-
-    def remove(self) -> None:
-        """Forget everything: the results are written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def pack(reading: Reading) -> dict[str, Tensor]:
