@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from asterism.core.errors import DataError, MismatchError, SettingsError, StorageError, UnsupportedError
 from asterism.merge.extract import extract
 from asterism.models.anatomy import anatomy_of
+from asterism.models.fitting import Fitting
 from tests import tiny
 
 
@@ -221,3 +223,47 @@ def test_models_that_do_not_belong_together_are_refused(places, tmp_path):
     with pytest.raises(StorageError, match="something else"):
         extract(folder / "base", folder / "full", tmp_path / "mine", rank=4)
     assert not out.exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_killed_extraction_goes_on(places, tmp_path, monkeypatch):
+    folder = places("llama", torch.float32)
+    shutil.copytree(folder / "full", tmp_path / "full")
+    extract(folder / "base", tmp_path / "full", tmp_path / "whole", rank=3)
+    cut, done = Fitting.cut, []
+
+    def run(rank: int, kill: int | None = None) -> list[str]:
+        """The matrices that are cut before it ends or is killed."""
+        done.clear()
+
+        def counted(self, parameter, delta):
+            if len(done) == kill:
+                raise KeyboardInterrupt
+            done.append(parameter)
+            cut(self, parameter, delta)
+
+        monkeypatch.setattr(Fitting, "cut", counted)
+        if kill is None:
+            extract(folder / "base", tmp_path / "full", tmp_path / "out", rank=rank)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                extract(folder / "base", tmp_path / "full", tmp_path / "out", rank=rank)
+        return list(done)
+
+    first = run(3, kill=5)
+    assert not (tmp_path / "out").exists()
+    second = run(3)
+    assert len(first) == 5
+    assert len(second) > 5
+    assert not set(first) & set(second)
+    names = ("adapter_model.safetensors", "adapter_config.json", "extraction.json")
+    assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
+    assert {path.name for path in tmp_path.iterdir()} == {"full", "whole", "out"}
+
+    run(3, kill=5)
+    assert len(run(2)) == len(first) + len(second)  # another rank is another work
+    run(3, kill=5)
+    stored = load_file(tmp_path / "full" / "model.safetensors")
+    stored[first[1]][0, 0] += 1
+    save_file(stored, tmp_path / "full" / "model.safetensors", {"format": "pt"})
+    assert set(run(3)) == {first[1], *second}  # what changed meanwhile is cut again

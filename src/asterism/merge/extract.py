@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
 from math import sqrt
 from pathlib import Path
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from asterism.core.errors import SettingsError, UnsupportedError
 from asterism.core.gram import accumulator, gram
+from asterism.core.parts import passing_parts
 from asterism.core.progress import track
-from asterism.core.storage import vacant
+from asterism.core.storage import digest_of, vacant
 from asterism.merge.adapting import Ground, left_out, save, told_of
 from asterism.merge.findings import content_digest, model_digest
 from asterism.merge.references import Origin, Reference
@@ -39,6 +41,7 @@ def extract(
     rank: the most of each matrix; energy: instead, the share of each change's squared norm that its own rank must keep, so a share e leaves
     a relative error of at most sqrt(1 - e). Models are folders or Hub ids (`recipe.yaml`'s way to name them); one tensor of each is in
     memory at a time. Norms, biases and embeddings fit in no LoRA: they are told with the norm of their change, or with `strict` refused.
+    `out` is whole or absent; a killed run that is asked for the same goes on where it stopped.
     Raises SettingsError (rank, energy, nothing to write), MismatchError (another architecture, tokenizer or shape), UnsupportedError
     (`strict`), DataError for NaN and Inf, StorageError when `out` holds something other than an earlier extraction.
     """
@@ -56,20 +59,26 @@ def extract(
     if strict and fitting.report.left_out:
         mend = "leave strict out to extract the rest, or keep the whole checkpoint"
         raise UnsupportedError("Something changed that no LoRA can hold.", met=left_out(fitting.report), mend=mend)
-    for name in track(linear, "matrices"):
-        one, other, norm = pairs.read(name)
-        if norm:
-            wide = accumulator(one, other)
-            fitting.cut(name, other.to(device, wide) - one.to(device, wide))
-    fitting.check("change")
-    told = {
-        "format_version": FORMAT_VERSION, "asterism": version("asterism"), "kind": "extraction", "base": ground.name,
-        "revision": ground.origin.revision, "specialist": str(theirs.reference), "rank": rank, "energy": energy,
-        "digests": pairs.digests, "adapter": told_of(fitting.report),
-    }  # fmt: skip
     asked = f"rank {rank}" if energy is None else f"{energy:g} of the energy of every change"
-    save(out, fitting, ground, RECORD, told, f"what {theirs.reference} changes of it, to {asked}.")
+    with passing_parts(out.with_name(f".{out.name}.extracting"), digest_of(rank, energy, device)) as parts:
+        for name in track(linear, "matrices"):
+            one, other, norm = pairs.read(name)
+            if norm:
+                fitting.restore(name, parts.tensors(pairs.key(name), partial(_cut, fitting, name, one, other, device)))
+        fitting.check("change")
+        told = {
+            "format_version": FORMAT_VERSION, "asterism": version("asterism"), "kind": "extraction", "base": ground.name,
+            "revision": ground.origin.revision, "specialist": str(theirs.reference), "rank": rank, "energy": energy,
+            "digests": pairs.digests, "adapter": told_of(fitting.report),
+        }  # fmt: skip
+        save(out, fitting, ground, RECORD, told, f"what {theirs.reference} changes of it, to {asked}.")
     return fitting.report
+
+
+def _cut(fitting: Fitting, name: str, one: Tensor, other: Tensor, device: str) -> dict[str, Tensor]:
+    wide = accumulator(one, other)
+    fitting.cut(name, other.to(device, wide) - one.to(device, wide))
+    return fitting.kept(name)
 
 
 class _Pairs:
@@ -86,6 +95,10 @@ class _Pairs:
         for who, tensor in zip(self._read, (one, other), strict=True):
             self._read[who][name] = content_digest(tensor)
         return one, other, sqrt(gram([other], one, name=name).item())
+
+    def key(self, name: str) -> str:
+        """The parameter and what both models hold of it."""
+        return f"{name}-{digest_of([read[name] for read in self._read.values()])[:16]}"
 
     @property
     def digests(self) -> dict[str, str]:

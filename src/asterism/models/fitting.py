@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
@@ -92,6 +92,18 @@ class Fitting:
             return torch.linalg.vector_norm(torch.addmm(turned, up, down, alpha=-1), dtype=torch.float64).item()
 
         self._keep(parameter, factors, norm, missed)
+
+    def kept(self, parameter: str) -> dict[str, Tensor]:
+        """What is kept of a parameter and known of it, as tensors for `restore`."""
+        low = self.factors[parameter]
+        told = torch.tensor([self.report.errors[parameter], self.report.norms[parameter]], dtype=torch.float64)
+        return {"up": low.up, "down": low.down, "told": told}
+
+    def restore(self, parameter: str, kept: Mapping[str, Tensor]) -> None:
+        """Take up what another fitting of the same change has `kept`."""
+        self.factors[parameter] = LowRank(kept["up"], kept["down"])
+        self.report.errors[parameter], self.report.norms[parameter] = kept["told"].tolist()
+        self.report.ranks[parameter] = self.factors[parameter].rank
 
     def leave_out(self, parameter: str, norm: float) -> None:
         """A change that no LoRA can hold is told of, not kept."""
