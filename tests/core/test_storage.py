@@ -140,6 +140,8 @@ def test_places_that_cannot_be_written(tmp_path):
         write_json(tmp_path / "file" / "value.json", 1)
     with pytest.raises(StorageError, match="Not a place to write to"):
         write_json("/", 1)
+    with pytest.raises(StorageError, match="Not a place to write to"):
+        storage.vacant(".", "merge.json", "merge")
     with pytest.raises(StorageError, match="Could not write"), replacing(tmp_path / "file") as temporary:
         folder_of(temporary, "a folder where a file is")
     assert (tmp_path / "file").read_text() == "mine"

@@ -22,9 +22,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     What is written at the temporary path may be a file or a folder; a folder already at `path` is replaced whole.
     Raises StorageError, naming `path`, when the disk is full or the place cannot be written.
     """
-    path = Path(path)
-    if not path.name:
-        raise StorageError("Not a place to write to.", met=repr(str(path)), mend="name a file or a folder")
+    path = _named(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with told_as_storage_error(path):
@@ -41,7 +39,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def vacant(path: str | Path, record: str, kind: str) -> Path:
     """`path`; StorageError unless it is free, an empty folder, or an earlier `kind` of ours, which its file `record` tells."""
-    path = Path(path)
+    path = _named(path)
     if path.exists() and not (path / record).is_file() and not (path.is_dir() and not any(path.iterdir())):
         mend = f"choose another folder; only an earlier {kind} is replaced"
         raise StorageError("The output place holds something else.", met=path, mend=mend)
@@ -124,6 +122,13 @@ def inside(root: str | Path, relative: str) -> Path:
     if Path(relative).is_absolute() or not whole.is_relative_to(root):
         raise StorageError("A path leaves its folder.", met=relative, mend=f"name something inside {root}")
     return whole
+
+
+def _named(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.name:
+        raise StorageError("Not a place to write to.", met=repr(str(path)), mend="name a file or a folder")
+    return path
 
 
 def _failed_write(error: Exception) -> str | None:
