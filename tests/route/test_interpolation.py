@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from asterism.core.errors import DataError, SettingsError, UnknownName
+from asterism.core.errors import DataError, MismatchError, SettingsError, UnknownName
 from asterism.models.likelihood import read
 from asterism.route.interpolation import SHARES, STRAIGHT, WeightPath, arc, path, sweep
 from tests import tiny
@@ -62,6 +62,37 @@ def test_what_neither_end_changes_is_the_generalists_own_storage(tmp_path):
     before = {name: library.tensor(name).clone() for name in library.anatomy.shapes}
     path(library, *NAMES).at(0.2)
     assert all(torch.equal(library.tensor(name), tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma3_text"])
+@pytest.mark.parametrize("ends", [NAMES, ("generalist", "code"), ("medical", "generalist")])
+def test_activations_are_mixed_alike_in_every_block(tmp_path, family, ends):
+    library = tiny.tiny_library(tmp_path, family, (*NAMES, "legal"), "mlp", dtype=torch.float64)
+    left, right = (library.model(None if name == "generalist" else name) for name in ends)
+    way, ids = path(library, *ends, "activation"), torch.tensor([library.tokenizer(TEXTS[0])["input_ids"]])
+    with torch.no_grad(), tiny.wide():
+        for share in (0.0, 0.3, 1.0):
+            got, want = way.at(share)(ids).logits, by_hand(library.fresh_model(), left, right, share)(ids).logits
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(way.at(1.0)(ids).logits, left(ids).logits, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(way.at(0.0)(ids).logits, right(ids).logits, rtol=1e-10, atol=1e-10)
+
+
+def by_hand(model, left, right, share: float):
+    """The generalist, every MLP replaced by a function of the two models' own."""
+    for name, module in list(model.named_modules()):
+        if name.endswith(".mlp"):
+            ours, theirs = left.get_submodule(name), right.get_submodule(name)
+            module.forward = lambda x, ours=ours, theirs=theirs: share * ours(x) + (1 - share) * theirs(x)
+    return model
+
+
+def test_activations_are_refused_or_mixed_by_choice_where_attention_differs(tmp_path):
+    library = tiny.tiny_library(tmp_path, names=NAMES)
+    with pytest.raises(MismatchError, match="share everything but their MLPs"):
+        path(library, *NAMES, "activation")
+    found = sweep(library, *NAMES, TEXTS, ("lerp", "activation"), shares=(0, 1), attention="generalist")
+    assert not torch.allclose(found["lerp"].losses.whole, found["activation"].losses.whole, atol=1e-3)  # other attention at the ends
 
 
 def test_the_arc_is_straight_for_parallel_vectors_and_keeps_length_otherwise():

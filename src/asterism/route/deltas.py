@@ -9,7 +9,7 @@ from asterism.core.conflict import Conflict, sign_conflict
 from asterism.core.progress import track
 from asterism.models.deltas import delta_of
 from asterism.models.library import Library
-from asterism.route.interpolation import GENERALIST
+from asterism.route.experts import GENERALIST
 
 PARTS = ("attention", "mlp", "other")
 """What parameters are told apart by; `other` are norms, embeddings and head."""

@@ -17,11 +17,12 @@ from asterism.core.statistics import bootstrap_mean
 from asterism.models.library import Library
 from asterism.models.loading import build
 from asterism.models.types import PreTrainedModel
+from asterism.route.build import route
+from asterism.route.experts import GENERALIST, Attention
 from asterism.route.scoring import TextLosses, text_losses
+from asterism.route.settings import RouterSettings
 
-Kind = Literal["lerp", "slerp"]
-GENERALIST = "generalist"
-"""What an end of a path is called that is no specialist."""
+Kind = Literal["lerp", "slerp", "activation"]
 SHARES = tuple(step / 10 for step in range(11))
 """The paper's eleven points."""
 STRAIGHT = 0.9995
@@ -40,17 +41,17 @@ class ModelPath(Protocol):
         ...
 
 
-def path(library: Library, left: str, right: str, kind: Kind = "lerp") -> ModelPath:
+def path(library: Library, left: str, right: str, kind: Kind = "lerp", *, attention: Attention = "refuse") -> ModelPath:
     """The path from `right` (share 0) to `left` (share 1), specialists or "generalist".
 
     lerp: share theta_L + (1 - share) theta_R. slerp: the weights' arc, see `arc`. activation: share E_L(x) + (1 - share) E_R(x), the
     same share of both MLPs' outputs in every block. Source: arXiv:2411.02207, section 2.2 and appendix A.1.
-    Raises UnknownName for an end or a kind that is not known, SettingsError for equal ends, and for `activation` what
-    `asterism.route.experts` raises where more than the MLPs differ.
+    attention: of `activation`, what to do where more than the MLPs differs (`asterism.route.experts.Attention`).
+    Raises UnknownName for an end or a kind that is not known, SettingsError for equal ends, MismatchError under attention="refuse".
     """
     if kind not in get_args(Kind):
         raise UnknownName("kind of path", kind, get_args(Kind))
-    return WeightPath(library, left, right, kind)
+    return ActivationPath(library, left, right, attention) if kind == "activation" else WeightPath(library, left, right, kind)
 
 
 class WeightPath:
@@ -60,8 +61,9 @@ class WeightPath:
     comes out bit for bit.
     """
 
-    def __init__(self, library: Library, left: str, right: str, kind: Kind) -> None:
-        ends = ends_of(library, left, right)
+    def __init__(self, library: Library, left: str, right: str, kind: Literal["lerp", "slerp"]) -> None:
+        check_ends(library, left, right)
+        ends = live(library, left), live(library, right)
         self.cosine: float | None = None
         """Of the two models' weights, each one long vector; SLERP's alone."""
         both = zip(*(model.named_parameters() for model in ends), strict=True)
@@ -84,6 +86,26 @@ class WeightPath:
         return self._model
 
 
+class ActivationPath:
+    """Both MLPs of every block, their outputs weighed alike in all of them: a routed model with fixed gates."""
+
+    def __init__(self, library: Library, left: str, right: str, attention: Attention = "refuse") -> None:
+        check_ends(library, left, right)
+        experts = tuple(name for name in (left, right) if name != GENERALIST)
+        settings = RouterSettings(gate="fixed", experts=experts, with_generalist=len(experts) == 1)
+        self._model = route(library, settings, attention=attention)
+        self._turned = left == GENERALIST  # the generalist is the last expert
+
+    def weights(self, share: float) -> tuple[float, float]:
+        check_share(share)
+        return share, 1 - share
+
+    def at(self, share: float) -> PreTrainedModel:
+        first, second = self.weights(share)
+        self._model.set_gates(torch.tensor((second, first) if self._turned else (first, second), dtype=torch.float64))
+        return self._model
+
+
 def arc(cosine: float, share: float) -> tuple[float, float]:
     """The weights of two vectors for the point between them on their arc: (sin(share a), sin((1 - share) a)) / sin(a), a = arccos(cosine).
 
@@ -96,16 +118,19 @@ def arc(cosine: float, share: float) -> tuple[float, float]:
     return sin(share * angle) / sin(angle), sin((1 - share) * angle) / sin(angle)
 
 
-def ends_of(library: Library, left: str, right: str) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The live models of two different names, of which one may be "generalist"."""
+def check_ends(library: Library, left: str, right: str) -> None:
+    """UnknownName unless both are specialists or "generalist", SettingsError if they are the same."""
     known = (GENERALIST, *library.names)
     for name in (left, right):
         if name not in known:
             raise UnknownName("model of the library", name, known)
     if left == right:
         raise SettingsError("A path has two ends.", met=f"{left} and {right}", mend="name two different models")
-    first, second = (library.model(None if name == GENERALIST else name) for name in (left, right))
-    return first, second
+
+
+def live(library: Library, name: str) -> PreTrainedModel:
+    """The model of a specialist, or of "generalist"."""
+    return library.model(None if name == GENERALIST else name)
 
 
 def check_share(share: float) -> None:
@@ -146,6 +171,7 @@ def sweep(
     *,
     shares: Sequence[float] = SHARES,
     max_length: int = 256,
+    attention: Attention = "refuse",
 ) -> dict[Kind, Sweep]:
     """The loss on texts along each kind of path; points and errors as `path`, texts as `text_losses`.
 
@@ -156,7 +182,7 @@ def sweep(
     known: dict[tuple[bool, float, float], TextLosses] = {}
     found: dict[Kind, Sweep] = {}
     for kind in dict.fromkeys(kinds):
-        way, rows = path(library, left, right, kind), []
+        way, rows = path(library, left, right, kind, attention=attention), []
         for share in track(shares, f"{kind} from {right} to {left}"):
             point = (kind == "activation", *way.weights(share))
             if point not in known:
