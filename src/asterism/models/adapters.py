@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from asterism.core.errors import DataError, MismatchError, StorageError, UnknownName, UnsupportedError
+from asterism.core.errors import DataError, MismatchError, SettingsError, StorageError, UnknownName, UnsupportedError
 from asterism.core.storage import read_json, replacing, write_json, write_tensors
 from asterism.models.anatomy import Anatomy, anatomy_of
 from asterism.models.changes import LowRank
@@ -202,6 +202,48 @@ def with_lora(model: PreTrainedModel, *, rank: int, alpha: float, base: str | No
     # by default peft looks the base up on the Hub when saving, to learn whether the vocabulary grew; here it did not
     cast("Any", adapted).save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
+
+
+def with_arrow(model: PreTrainedModel, folders: Mapping[str, Path], *, top_k: int, temperature: float = 1.0, seed: int = 0) -> PeftModel:
+    """`model` with LoRA adapters that PEFT's Arrow routes between, token by token, in every linear module they change.
+
+    A token's weight on an adapter is softmax of |v x| / temperature over its `top_k` best, v the top right singular vector of the
+    adapter's change, which PEFT nears in fifteen steps of power iteration from `seed`. Adapters go by task_0, task_1, ... in the order of
+    `folders`. The model itself is changed, as PEFT does. Source: Ostapenko et al. 2024 (arXiv:2405.11157).
+    Raises SettingsError for a `top_k` beyond the adapters, MismatchError unless all change the same modules at equal ranks.
+    """
+    from peft import ArrowConfig, LoraConfig, PeftModel
+
+    if not 1 <= top_k <= len(folders):
+        raise SettingsError("Arrow cannot choose so many adapters.", met=f"top_k {top_k} of {len(folders)}", mend="1 to all of them")
+    anatomy = anatomy_of(model)
+    ranks = {name: _ranks(folder, anatomy, model.base_model_prefix) for name, folder in folders.items()}
+    first, same = next(iter(ranks.items()))
+    for name, other in ranks.items():
+        for module in sorted(same.keys() | other.keys()):
+            if same.get(module) != other.get(module):
+                met = f"{module}: rank {other.get(module, 0)} in {name}, {same.get(module, 0)} in {first}"
+                mend = "train them with one rank on the same modules, or route between their MLPs instead"
+                raise MismatchError("Arrow needs adapters of the same modules and ranks.", met=met, mend=mend)
+    tasks = [f"task_{index}" for index in range(len(folders))]
+    arrow = ArrowConfig(top_k=top_k, router_temperature=temperature, rng_seed=seed)
+    arrow.task_adapter_names, arrow.gks_adapter_names = tasks, []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a deprecated property
+        adapted = PeftModel.from_pretrained(model, folders[first], adapter_name=tasks[0])
+        for task, folder in list(zip(tasks, folders.values(), strict=True))[1:]:
+            adapted.load_adapter(str(folder), adapter_name=task)
+        adapted.add_adapter(
+            "arrow_router", LoraConfig(arrow_config=arrow, target_modules=_targets(set(same), anatomy), r=max(same.values()))
+        )
+        adapted.set_adapter("arrow_router")
+    return adapted.eval()
+
+
+def _ranks(folder: Path, anatomy: Anatomy, prefix: str) -> dict[str, int]:
+    """Module -> rank of an adapter that fits the anatomy."""
+    adapter = read_adapter(folder).fitted(anatomy, prefix)
+    return {anatomy.module_of(name): adapter.checkpoint.shape(pair.up)[1] for name, pair in adapter.pairs.items()}
 
 
 _MEND = "use a LoRA trained from this generalist"
