@@ -1,6 +1,6 @@
 """A causal language model whose every MLP is a weighted sum of frozen experts: the MLPs of several models, weighed token by token.
 
-    y = sum_e p_e(x) E_e(x),  p = softmax(W x)           (arXiv:2410.08037, section 2.1)
+    y = sum_e p_e(x) E_e(x),  p = softmax(W x)           (arXiv:2411.02207, section 2.1)
 
 This file stands alone: torch and transformers, nothing of asterism. `save_pretrained` copies it beside the weights, so that a
 machine without asterism loads the model with `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
@@ -35,7 +35,7 @@ class RoutedConfig(PreTrainedConfig):
     def __init__(
         self,
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        experts: Sequence[str] = ("expert",),
+        experts: Sequence[str] = (),
         depth: int = 1,
         scope: str = "layer",
         gate: str = "linear",
@@ -63,12 +63,16 @@ class RoutedConfig(PreTrainedConfig):
         self.tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
         self.experts, self.depth, self.scope, self.gate, self.mode, self.scale = list(experts), depth, scope, gate, mode, scale
         self.num_experts_per_tok, self.normalise, self.balance, self.origin = num_experts_per_tok, normalise, balance, origin or {}
+        if text_config is None:  # transformers makes an empty one now and then
+            return
         for field, value, known in (("scope", scope, SCOPES), ("gate", gate, GATES), ("mode", mode, MODES)):
             if value not in known:
                 raise ValueError(f"RoutedConfig.{field} is {value!r}, not one of {', '.join(known)}")
+        if not experts:
+            raise ValueError("RoutedConfig.experts names no model")
         if num_experts_per_tok is not None and not 1 <= num_experts_per_tok <= self.weighed:
             raise ValueError(f"RoutedConfig.num_experts_per_tok is {num_experts_per_tok}; a gate weighs {self.weighed} experts")
-        if text_config is not None and not 1 <= depth <= text_config.num_hidden_layers:
+        if not 1 <= depth <= text_config.num_hidden_layers:
             raise ValueError(f"RoutedConfig.depth is {depth}; the model has {text_config.num_hidden_layers} blocks")
 
     @property

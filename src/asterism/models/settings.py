@@ -12,8 +12,8 @@ from asterism.core.settings import Settings
 class TrainingSettings(Settings):
     """How a generalist or a specialist is trained; the defaults are the paper's specialist settings (section 4.1)."""
 
-    method: Literal["full", "mlp", "lora"] = "full"
-    """What trains: every parameter, the MLPs alone (attention and norms frozen), or a LoRA adapter."""
+    method: Literal["full", "mlp", "lora", "router"] = "full"
+    """What trains: every parameter, the MLPs alone (attention and norms frozen), a LoRA adapter, or a routed model's gates."""
     steps: int = Field(default=2000, ge=1)
     """Optimiser steps."""
     batch_size: int = Field(default=4, ge=1)
@@ -24,10 +24,10 @@ class TrainingSettings(Settings):
     """Peak learning rate of AdamW."""
     warmup: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after the rise."""
+    schedule: Literal["linear", "cosine", "cosine_to_tenth", "constant"] = "linear"
+    """How the learning rate falls after the rise: to zero, or along a cosine to a tenth of its peak."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's weight decay."""
+    """AdamW's weight decay; biases and norms are spared it where all parameters train."""
     beta2: float = Field(default=0.999, gt=0, lt=1)
     """AdamW's second-moment decay."""
     clip: float = Field(default=1.0, ge=0)
@@ -52,11 +52,15 @@ class TrainingSettings(Settings):
         return self
 
 
+_EXPERT = {
+    "method": "mlp", "steps": 2500, "batch_size": 64, "max_length": 1024, "learning_rate": 8e-4,
+    "schedule": "cosine_to_tenth", "weight_decay": 0.1, "beta2": 0.99,
+}  # fmt: skip
 PRESETS: dict[str, dict] = {
     "paper": {},
-    "mlp": {
-        "method": "mlp", "steps": 2500, "batch_size": 64, "max_length": 1024, "learning_rate": 8e-4,
-        "schedule": "cosine", "weight_decay": 0.1, "beta2": 0.99,
-    },
-}  # fmt: skip
-"""Named settings: `paper` (constellation, section 4.1), `mlp` (compatible specialization's experts)."""
+    "mlp": _EXPERT,
+    "target": _EXPERT | {"learning_rate": 8e-5},
+    "router": _EXPERT | {"method": "router", "steps": 1739, "batch_size": 92, "learning_rate": 5e-3},
+}
+"""Named settings: `paper` (constellation, section 4.1); of compatible specialization (arXiv:2411.02207) `mlp`, its experts, `target`, a
+model fine-tuned on the task that merges are measured on, and `router`, the gates over its experts."""

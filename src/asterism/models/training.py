@@ -1,4 +1,4 @@
-"""Training of generalists and specialists through `transformers.Trainer`: full, MLP-only or LoRA, resumable.
+"""Training of generalists, specialists and routers through `transformers.Trainer`: full, MLP-only, LoRA or gates alone, resumable.
 
 `accelerate launch -m asterism train ...` runs the same code on several devices, FSDP included.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,17 @@ from transformers.utils import logging
 
 from asterism.core.errors import DataError, MismatchError, SettingsError
 from asterism.core.progress import counting
-from asterism.core.storage import replacing, told_as_storage_error, write_json
+from asterism.core.storage import read_tensors, replacing, told_as_storage_error, write_json
 from asterism.models.anatomy import anatomy_of
 from asterism.models.runs import RECORD, claim, is_finished, last_state, origin_of, saved_states, state_folder, step_of
 from asterism.models.settings import TrainingSettings
 from asterism.models.windows import Windows
+
+Save = Callable[[Path, Mapping[str, Tensor]], None]
+"""(folder, trained parameters by name) -> None: writes what a run leaves into a folder that may not exist yet."""
+_SCHEDULES: dict[str, dict[str, Any]] = {
+    "cosine_to_tenth": {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}
+}
 
 
 def train(
@@ -35,11 +41,13 @@ def train(
     *,
     base: str | None = None,
     device: str | None = None,
+    save: Save | None = None,
 ) -> Path:
     """Train `model`, in place, on `texts` and leave a checkpoint (for LoRA: a PEFT adapter) at `out`, whole or absent.
 
     An interrupted run resumes from its last saved state when called again with the same settings, texts and start. A finished
-    run of the same origin is not repeated. `base` names the generalist in an adapter's config.
+    run of the same origin is not repeated. `base` names the generalist in an adapter's config. With `save`, which writes the result
+    in the checkpoint's stead, states on the way hold the trained parameters alone.
     Raises StorageError when `out` holds something else, StaleError when an unfinished run there had another origin,
     DataError when there is too little text or the training diverges (nothing is left behind then).
     """
@@ -50,18 +58,23 @@ def train(
         return out
     windows = Windows(tokenizer, texts, settings.max_length)
     _check_fit(model, windows)
+    if settings.method == "router":
+        gates_of(model)
     state = state_folder(out)
     claim(state, origin)
     torch.manual_seed(settings.seed)
     trained = _prepared(model, settings, base)
     with _still(), told_as_storage_error(state):
-        trainer = _trainer(trained, windows, state, settings, device)
+        parts = {name for name, parameter in trained.named_parameters() if parameter.requires_grad}
+        trainer = _trainer(trained, windows, state, settings, device, parts if save else None)
         try:
             _run(trainer, state, settings)
             weights = _whole_weights(trainer)
+            if save:
+                weights = {name: tensor for name, tensor in weights.items() if name in parts}
             if trainer.is_world_process_zero():
                 history = [entry for entry in trainer.state.log_history if "loss" in entry]
-                _save(trainer, weights, tokenizer, out, settings, {**origin, "history": history})
+                _save(trainer, weights, tokenizer, out, settings, {**origin, "history": history}, save)
                 shutil.rmtree(state, ignore_errors=True)
         except _Diverged as error:
             if trainer.is_world_process_zero():
@@ -79,6 +92,24 @@ def freeze_all_but_mlp(model: PreTrainedModel) -> int:
         parameter.requires_grad_(anatomy.role_of(name) == "mlp")
         count += parameter.requires_grad * parameter.numel()
     return count
+
+
+def freeze_all_but_gates(model: PreTrainedModel) -> int:
+    """Leave only the gates of a routed model trainable; returns how many parameters train. SettingsError where there are none."""
+    gates = gates_of(model)
+    model.requires_grad_(False)
+    for gate in gates:
+        gate.requires_grad_(True)
+    return sum(gate.numel() for gate in gates)
+
+
+def gates_of(model: Any) -> list[torch.nn.Parameter]:
+    """The parameters of a routed model's gates; SettingsError where there are none."""
+    found = [parameter for gate in getattr(model, "gates", ()) for parameter in gate.parameters()]
+    if not found:
+        mend = "give a model that `route` made, its gates linear or mlp"
+        raise SettingsError("There are no gates to train.", met=type(model).__name__, mend=mend)
+    return found
 
 
 class _Diverged(Exception):  # noqa: N818
@@ -100,6 +131,8 @@ def _prepared(model: PreTrainedModel, settings: TrainingSettings, base: str | No
     model.requires_grad_(True)  # a library's models ask for no gradients
     if settings.method == "mlp":
         freeze_all_but_mlp(model)
+    if settings.method == "router":
+        freeze_all_but_gates(model)
     if settings.method == "lora":
         from asterism.models.adapters import with_lora
 
@@ -107,7 +140,24 @@ def _prepared(model: PreTrainedModel, settings: TrainingSettings, base: str | No
     return model
 
 
-def _trainer(model: Any, windows: Windows, state: Path, settings: TrainingSettings, device: str | None) -> Trainer:
+class _OfParts(Trainer):
+    """Where only parts of a model train, weight decay reaches all of them, biases too, as in compatible specialization's own code."""
+
+    saved: set[str] | None = None
+    """The parameters that a state holds, if not all: frozen ones are the start's, and resuming leaves them as they are."""
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        return [name for name, _ in model.named_parameters()]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.saved is not None:
+            model: Any = self.model
+            whole = model.state_dict() if state_dict is None else state_dict
+            state_dict = {name: tensor for name, tensor in whole.items() if name in self.saved}
+        super()._save(output_dir, state_dict)
+
+
+def _trainer(model: Any, windows: Windows, state: Path, settings: TrainingSettings, device: str | None, parts: set[str] | None) -> Trainer:
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
     if on_cpu and device not in (None, "cpu"):
         raise SettingsError("No such device here.", met=device, mend="use cpu")
@@ -116,7 +166,7 @@ def _trainer(model: Any, windows: Windows, state: Path, settings: TrainingSettin
         per_device_train_batch_size=settings.batch_size,
         max_steps=settings.steps,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
+        **_SCHEDULES.get(settings.schedule, {"lr_scheduler_type": settings.schedule}),
         warmup_steps=round(settings.warmup * settings.steps),
         weight_decay=settings.weight_decay,
         adam_beta2=settings.beta2,
@@ -133,7 +183,10 @@ def _trainer(model: Any, windows: Windows, state: Path, settings: TrainingSettin
         use_cpu=on_cpu,
         dataloader_pin_memory=not on_cpu,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=windows, callbacks=[_Watch()])
+    kind = _OfParts if settings.method in ("mlp", "router") else Trainer
+    trainer = kind(model=model, args=arguments, train_dataset=windows, callbacks=[_Watch()])
+    if isinstance(trainer, _OfParts):
+        trainer.saved = parts
     if settings.keep_every:
         trainer.add_callback(_Keep(settings.keep_every, state))
     for callback in list(trainer.callback_handler.callbacks):
@@ -193,19 +246,29 @@ def _whole_weights(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def _save(
-    trainer: Trainer, weights: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, out: Path, settings: TrainingSettings, record: dict
+    trainer: Trainer,
+    weights: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    settings: TrainingSettings,
+    record: dict,
+    save: Save | None,
 ) -> None:
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise _Diverged(f"{name} is not finite")
     with replacing(out) as temporary:
-        unwrapped: Any = trainer.accelerator.unwrap_model(trainer.model)
-        unwrapped.save_pretrained(temporary, state_dict=weights)
-        tokenizer.save_pretrained(temporary)
+        if save:
+            save(temporary, weights)
+        else:
+            unwrapped: Any = trainer.accelerator.unwrap_model(trainer.model)
+            unwrapped.save_pretrained(temporary, state_dict=weights)
+            tokenizer.save_pretrained(temporary)
         if settings.keep_every:
             for state in saved_states(Path(str(trainer.args.output_dir))):
                 if step_of(state) % settings.keep_every == 0:
-                    _copy_model(state, temporary / "checkpoints" / state.name)
+                    kept = temporary / "checkpoints" / state.name
+                    save(kept, read_tensors(state / "model.safetensors")) if save else _copy_model(state, kept)
         write_json(temporary / RECORD, record)
 
 

@@ -32,7 +32,7 @@ def route(
     gates: Tensor | Mapping[str, Tensor] | None = None,
     **changes: Any,
 ) -> RoutedForCausalLM:
-    """The generalist with the MLPs of the library's models side by side in every block, weighed token by token (arXiv:2410.08037).
+    """The generalist with the MLPs of the library's models side by side in every block, weighed token by token (arXiv:2411.02207).
 
     The model is independent of the library; its gates alone ask for gradients. `changes` are fields of RouterSettings, e.g. `depth=2`.
     attention: what to do where specialists differ in more than their MLPs (see `Attention`). gates: their weights, drawn anew (fixed

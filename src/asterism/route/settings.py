@@ -10,7 +10,7 @@ from asterism.core.settings import Settings
 
 
 class RouterSettings(Settings):
-    """Which experts a routed model weighs and how; the defaults are full-layer routing, dense (arXiv:2410.08037, section 2.2)."""
+    """Which experts a routed model weighs and how; the defaults are full-layer routing, dense (arXiv:2411.02207, section 2.2)."""
 
     scope: Literal["layer", "single"] = "layer"
     """A gate for every layer, or a single one in block 0 whose probabilities every block takes."""
@@ -42,3 +42,21 @@ class RouterSettings(Settings):
         if self.experts is not None and len(set(self.experts)) != len(self.experts):
             raise ValueError("an expert is named twice")
         return self
+
+
+class CompatSettings(Settings):
+    """What is measured between two models of a library; `asterism.constellation.settings.SimilaritySettings` says how layers are compared."""
+
+    points: int = Field(default=11, ge=3)
+    """Points of the path between the models, ends included: the line between their weights, always measured."""
+    slerp: bool = False
+    """Also the arc between the weights; of models that are nearly parallel, as those of one generalist are, it is the line."""
+    activation: bool = True
+    """Also the MLPs' outputs mixed in one proportion: what a router can do before it is trained. Where the two differ in more than their
+    MLPs, it is measured only with a choice of attention."""
+    attention: Literal["refuse", "generalist", "mean"] = "refuse"
+    """What a routed model would take of all but the MLPs where those differ: nothing, the generalist's, or the specialists' mean."""
+    max_length: int = Field(default=256, ge=3)
+    """Tokens read of each text; longer texts are cut there."""
+    seed: int = Field(default=42, ge=0)
+    """Seed of bootstrap intervals and of the draw of texts."""
