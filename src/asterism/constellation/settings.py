@@ -66,3 +66,31 @@ class MixtureSettings(Settings):
     def paper(cls, **values) -> MixtureSettings:
         """The paper's settings: weights per node from coefficient and activation magnitude."""
         return cls(**{"mode": "nodes", **values})
+
+
+class SimilaritySettings(Settings):
+    """How the layers of two models are compared (centred kernel alignment); `paper()` is compatible specialization's way."""
+
+    site: Literal["mlp", "block"] = "mlp"
+    """Whose output is compared: every block's MLP, or the block itself (the residual stream after it)."""
+    layers: tuple[int, ...] | None = None
+    """Blocks compared, counted from 0; all by default."""
+    unit: Literal["token", "text"] = "token"
+    """What one sample is: a position of a text, or the mean over a text's positions."""
+    samples: int | None = Field(default=10_000, ge=4)
+    """Samples drawn at random when the texts hold more; null takes all."""
+    estimator: Literal["debiased", "biased"] = "debiased"
+    """Debiased is about 0 for unrelated features; biased (the paper's) is far above 0 unless samples outnumber features many times."""
+    kernel: Literal["linear", "rbf"] = "linear"
+    """Similarity of two samples: inner product, or a Gaussian of their distance."""
+    bandwidth: float = Field(default=1.0, gt=0)
+    """Of kernel `rbf`: its standard deviation, as a multiple of the median distance."""
+    max_length: int = Field(default=256, ge=2)
+    """Tokens read of each text; longer texts are cut there."""
+    seed: int = Field(default=42, ge=0)
+    """Seed of the draw of samples."""
+
+    @classmethod
+    def paper(cls, **values) -> SimilaritySettings:
+        """The paper's settings (section 2.4): means over windows of 1024 tokens, biased, linear. Give it windows as texts."""
+        return cls(**{"unit": "text", "samples": None, "estimator": "biased", "max_length": 1024, **values})
