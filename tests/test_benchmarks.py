@@ -17,6 +17,7 @@ METRICS = {
     "mixture": {"prefill_ratio", "fast_ratio"},
     "index": {"coefficients_ms_1000", "open_50_s", "open_50_mb"},
     "evaluate": {"one_by_one_speedup"},
+    "cka": {"seconds_12x12", "peak_gb", "products_ratio", "largest_difference"},
     "merge": {"linear_copy_ratio", "ties_size_ratio", "ties_models_ratio"},
 }
 
