@@ -130,5 +130,6 @@ def test_libraries_that_arrow_cannot_route_are_refused(tmp_path):
     for top_k in (0, 3):
         with pytest.raises(SettingsError, match=f"(?s)so many adapters.*top_k {top_k} of 2"):
             arrow_model(mixed, top_k=top_k)
-    with pytest.raises(SettingsError, match="temperature is positive"):
-        arrow_gates(whole, temperature=0.0)
+    for make, library in ((arrow_gates, whole), (arrow_model, mixed)):
+        with pytest.raises(SettingsError, match="temperature is positive"):
+            make(library, temperature=0.0)

@@ -95,7 +95,7 @@ def test_gates_without_a_place_are_refused(built, settings, told):
 
 
 def test_families_without_an_architecture_and_taken_places_are_refused(built, tmp_path):
-    with pytest.raises(UnsupportedError, match="(?s)holds this family.*gpt2"):
+    with pytest.raises(UnsupportedError, match=r"(?s)holds this family.*gpt2"):
         as_moe(built("gpt2")[1])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("keep")

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from asterism.core.errors import DataError, MismatchError, SettingsError, UnknownName
 from asterism.models.inputs import mean_inputs
@@ -64,8 +65,7 @@ def read(library, texts, pool):
     return np.mean(means, axis=0)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
-@pytest.mark.parametrize("pool", ["last", "mean"])
+@pytest.mark.parametrize(("family", "pool"), [*((family, "last") for family in tiny.FAMILIES), ("gpt2", "mean")])
 def test_prompts_of_many_lengths_are_averaged_without_padding(tmp_path, family, pool):
     library = tiny.tiny_library(tmp_path, family, NAMES, kind="mlp", dtype=torch.float64)
     gates = prompt_gates(library, PROMPTS, NEGATIVE, pool=pool)
@@ -75,6 +75,17 @@ def test_prompts_of_many_lengths_are_averaged_without_padding(tmp_path, family, 
             want = want - read(library, NEGATIVE[name], pool)
         want /= np.linalg.norm(want, axis=1, keepdims=True)
         np.testing.assert_allclose(gates.weights[:, place], want, atol=1e-6)
+
+
+def test_a_tokenizer_that_starts_texts_by_itself_is_left_to_it(tmp_path):
+    library = tiny.tiny_library(tmp_path, "gpt2", NAMES[:2], kind="mlp")
+    before = prompt_gates(library, {name: PROMPTS[name] for name in NAMES[:2]})
+    start = library.tokenizer.bos_token
+    library.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start} $A", special_tokens=[(start, library.tokenizer.bos_token_id)]
+    )
+    after = prompt_gates(library, {name: PROMPTS[name] for name in NAMES[:2]})
+    assert torch.equal(after.weights, before.weights)
 
 
 def mlp_inputs(library, model, texts):
@@ -161,8 +172,17 @@ def test_prompts_that_cannot_make_gates_are_refused(llama):
             make(llama, {"legal": "a", "code": ["b"]})
         with pytest.raises(DataError, match="empty"):
             make(llama, {"legal": ["a", ""], "code": ["b"]})
-    with pytest.raises(UnknownName, match="science"):
-        prompt_gates(llama, {"legal": ["a"], "code": ["b"]}, {"science": ["c"]})
+        with pytest.raises(DataError, match="There are no"):
+            make(llama, {})
+    for other in ("science", "generalist"):
+        with pytest.raises(UnknownName, match=other):
+            prompt_gates(llama, {"legal": ["a"], "code": ["b"]}, {other: ["c"]})
+    with pytest.raises(DataError, match="An expert has no negative prompts"):
+        prompt_gates(llama, {"legal": ["a"], "code": ["b"]}, {"code": "c"})
+    with pytest.raises(UnknownName, match="did you mean 'last'"):
+        prompt_gates(llama, {"legal": ["a"], "code": ["b"]}, pool="lst")
+    with pytest.raises(UnknownName, match="did you mean 'expert'"):
+        average_activation_gates(llama, PROMPTS, by="experts")
     with pytest.raises(DataError, match="same prompts"):
         prompt_gates(llama, {"legal": ["a", "b"], "code": ["a", "b"]})
     with pytest.raises(DataError, match=r"(?s)cancel.*code"):

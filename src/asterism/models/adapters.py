@@ -204,18 +204,24 @@ def with_lora(model: PreTrainedModel, *, rank: int, alpha: float, base: str | No
     return adapted
 
 
-def with_arrow(model: PreTrainedModel, folders: Mapping[str, Path], *, top_k: int, temperature: float = 1.0, seed: int = 0) -> PeftModel:
+def with_arrow(
+    model: PreTrainedModel, folders: Mapping[str, Path], *, top_k: int | None = None, temperature: float = 1.0, seed: int = 0
+) -> PeftModel:
     """`model` with LoRA adapters that PEFT's Arrow routes between, token by token, in every linear module they change.
 
-    A token's weight on an adapter is softmax of |v x| / temperature over its `top_k` best, v the top right singular vector of the
-    adapter's change, which PEFT nears in fifteen steps of power iteration from `seed`. Adapters go by task_0, task_1, ... in the order of
-    `folders`. The model itself is changed, as PEFT does. Source: Ostapenko et al. 2024 (arXiv:2405.11157).
-    Raises SettingsError for a `top_k` beyond the adapters, MismatchError unless all change the same modules at equal ranks.
+    A token's weight on an adapter is softmax of |v x| / temperature over its `top_k` best (all by default), v the top right singular
+    vector of the adapter's change, which PEFT nears in fifteen steps of power iteration from `seed`. Adapters go by task_0, task_1, ...
+    in the order of `folders`. The model itself is changed, as PEFT does. Source: Ostapenko et al. 2024 (arXiv:2405.11157).
+    Raises SettingsError for a `top_k` beyond the adapters or a temperature that is not positive, MismatchError unless all change the
+    same modules at equal ranks.
     """
     from peft import ArrowConfig, LoraConfig, PeftModel
 
+    top_k = len(folders) if top_k is None else top_k
     if not 1 <= top_k <= len(folders):
         raise SettingsError("Arrow cannot choose so many adapters.", met=f"top_k {top_k} of {len(folders)}", mend="1 to all of them")
+    if not temperature > 0:
+        raise SettingsError("A temperature is positive.", met=temperature, mend="e.g. 1.0; lower makes a token choose more sharply")
     anatomy = anatomy_of(model)
     ranks = {name: _ranks(folder, anatomy, model.base_model_prefix) for name, folder in folders.items()}
     first, same = next(iter(ranks.items()))
@@ -231,11 +237,10 @@ def with_arrow(model: PreTrainedModel, folders: Mapping[str, Path], *, top_k: in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a deprecated property
         adapted = PeftModel.from_pretrained(model, folders[first], adapter_name=tasks[0])
-        for task, folder in list(zip(tasks, folders.values(), strict=True))[1:]:
+        for task, folder in zip(tasks[1:], list(folders.values())[1:], strict=True):
             adapted.load_adapter(str(folder), adapter_name=task)
-        adapted.add_adapter(
-            "arrow_router", LoraConfig(arrow_config=arrow, target_modules=_targets(set(same), anatomy), r=max(same.values()))
-        )
+        router = LoraConfig(arrow_config=arrow, target_modules=_targets(set(same), anatomy), r=max(same.values()))
+        adapted.add_adapter("arrow_router", router)
         adapted.set_adapter("arrow_router")
     return adapted.eval()
 

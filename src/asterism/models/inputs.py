@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from asterism.core.errors import DataError
+from asterism.core.errors import DataError, UnknownName
 from asterism.models.batching import Batch, hidden_states, masked_mean, placed_batches
 from asterism.models.types import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,6 +29,8 @@ def mean_inputs(
     modules: paths in the model. One forward pass; nothing is kept but the sums. Raises DataError for no texts, an empty one, or inputs
     that are not finite.
     """
+    if pool not in ("mean", "last"):
+        raise UnknownName("way to pool", pool, ("mean", "last"))
     sums: dict[str, Tensor] = {}
 
     def adding(path: str, batch: Batch) -> Any:

@@ -18,7 +18,7 @@ from asterism.models.changes import LowRank
 from asterism.models.deltas import delta_of
 from asterism.models.library import Library
 from asterism.route.experts import GENERALIST
-from asterism.route.untrained import Gates, factor
+from asterism.route.untrained import Gates, scale_of
 
 
 @torch.no_grad()
@@ -27,22 +27,23 @@ def arrow_gates(library: Library, *, with_generalist: bool = False, temperature:
 
     v is the top right singular vector of the changes of the MLP's input projections (gate and up), one on top of the other. An MLP that
     is the generalist's own has no such direction: v = 0, the least weight that Arrow gives. With fewer than all experts a token, Arrow
-    makes their weights sum to 1 (`normalise`). Source: Ostapenko et al. 2024 (arXiv:2405.11157), section 4.
+    makes their weights sum to 1 (`normalise`). Source: Ostapenko et al. 2024 (arXiv:2405.11157).
     """
+    scale = scale_of(temperature)
     blocks = [_reading(library.anatomy, block) for block in range(library.anatomy.n_blocks)]
     experts = (*library.names, *([GENERALIST] if with_generalist else []))
     weights = torch.zeros(len(blocks), len(experts), library.anatomy.hidden_size)
     for place, name in enumerate(track(library.names, "Arrow")):
         for block, parameters in enumerate(blocks):
             weights[block, place] = _direction(library, name, parameters)
-    return Gates(weights, experts, "absolute", factor(temperature))
+    return Gates(weights, experts, "absolute", scale)
 
 
-def arrow_model(library: Library, *, top_k: int = 3, temperature: float = 1.0, seed: int = 0) -> Any:
+def arrow_model(library: Library, *, top_k: int | None = None, temperature: float = 1.0, seed: int = 0) -> Any:
     """PEFT's Arrow over a library of LoRA specialists: a PeftModel that routes in every adapted module, not in MLPs alone.
 
-    A token is answered by its `top_k` adapters, at most as many as there are (see `models.adapters.with_arrow`).
-    Raises UnsupportedError for a specialist that is no adapter, MismatchError for adapters of different ranks or modules.
+    A token is answered by its `top_k` adapters, all by default (see `models.adapters.with_arrow`).
+    Raises UnsupportedError for a specialist that is no adapter, MismatchError for adapters of different ranks or modules, SettingsError.
     """
     folders = {name: library.folder(name) for name in library.names}
     for name, folder in folders.items():

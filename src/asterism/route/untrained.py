@@ -72,10 +72,9 @@ def prompt_gates(
     padding never counts. Raises UnknownName, DataError for missing or equal prompts.
     """
     negative = negative or {}
-    experts = _experts(library, prompts, "prompts")
-    for name in negative:
-        if name not in experts:
-            raise UnknownName("expert", name, experts)
+    experts = _experts((*library.names, GENERALIST), prompts, "prompts")
+    if negative:
+        _experts(experts, negative, "negative prompts")
     if len(experts) > 1 and len({(*prompts[name], None, *negative.get(name, ())) for name in experts}) == 1:
         raise DataError("All experts have the same prompts.", met=repr(list(prompts[experts[0]])), mend="say what each expert is for")
     paths = [library.anatomy.block_path(block) for block in range(library.anatomy.n_blocks)]
@@ -84,7 +83,7 @@ def prompt_gates(
         started = _started(library.tokenizer, texts)
         return mean_inputs(library.model(), library.tokenizer, started, paths, pool=pool, max_length=max_length)
 
-    means = [read(prompts[name]) - (read(negative[name]) if negative.get(name) else 0.0) for name in experts]
+    means = [read(prompts[name]) - (read(negative[name]) if name in negative else 0.0) for name in experts]
     for name, mean in zip(experts, means, strict=True):
         if not bool(mean.norm(dim=-1).all()):
             raise DataError("Prompts and negative prompts of an expert cancel.", met=name, mend="give it other negative prompts")
@@ -105,19 +104,22 @@ def average_activation_gates(
     mean input to the MLP, in the generalist or in the expert's own model. Source: the baseline of Muqeeth et al. 2024
     (arXiv:2402.05859), centroid matching in Ostapenko et al. 2024 (arXiv:2405.11157). Raises UnknownName, DataError.
     """
-    experts = _experts(library, texts, "texts")
+    if by not in ("generalist", "expert"):
+        raise UnknownName("model to read by", by, ("generalist", "expert"))
+    experts, scale = _experts((*library.names, GENERALIST), texts, "texts"), scale_of(temperature)
     anatomy = library.anatomy
     paths = [f"{anatomy.block_path(block)}.{anatomy.layout.mlp}" for block in range(anatomy.n_blocks)]
     means = []
     for name in track(experts, "average activations"):
         model = library.model(None if by == "generalist" or name == GENERALIST else name)
         means.append(mean_inputs(model, library.tokenizer, texts[name], paths, max_length=max_length))
-    return Gates(F.normalize(torch.stack(means, dim=1), dim=-1), experts, "cosine", factor(temperature))
+    return Gates(F.normalize(torch.stack(means, dim=1), dim=-1), experts, "cosine", scale)
 
 
-def _experts(library: Library, given: Mapping[str, Sequence[str]], what: str) -> tuple[str, ...]:
-    """The experts that something is given for, in the library's order, the generalist last."""
-    known = (*library.names, GENERALIST)
+def _experts(known: tuple[str, ...], given: Mapping[str, Sequence[str]], what: str) -> tuple[str, ...]:
+    """Those of the known experts that texts are given for, in order."""
+    if not given:
+        raise DataError(f"There are no {what}.", met=repr(given), mend=f"give each expert a list of {what}")
     for name, texts in given.items():
         if name not in known:
             raise UnknownName("expert", name, known)
@@ -135,7 +137,7 @@ def _started(tokenizer: Any, texts: Sequence[str]) -> list[str]:
     return [tokenizer.bos_token + text for text in texts]
 
 
-def factor(temperature: float) -> float:
+def scale_of(temperature: float) -> float:
     """The scale of a temperature; SettingsError unless it is positive."""
     if not temperature > 0:
         raise SettingsError("A temperature is positive.", met=temperature, mend="e.g. 1.0; lower makes gates choose more sharply")
