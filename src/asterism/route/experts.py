@@ -39,11 +39,8 @@ def check_experts(library: Library, names: Sequence[str], attention: Attention =
 
 def expert_tensor(library: Library, name: str, parameter: str) -> Tensor:
     """A model's own value of a parameter, in the library's dtype and in memory of its own; low-rank changes are made dense."""
-    base = library.tensor(parameter)
-    if name == GENERALIST:
-        return base.clone()
-    found = applied(base, library.change(name, parameter), library.anatomy.output_axes[parameter])
-    return found.clone() if found is base else found
+    change = None if name == GENERALIST else library.change(name, parameter)
+    return applied(library.tensor(parameter), change, library.anatomy.output_axes[parameter]).clone()  # what is read lies in a mapped file
 
 
 def shared_tensor(library: Library, parameter: str, names: Sequence[str], attention: Attention = "refuse") -> Tensor:
