@@ -22,6 +22,7 @@ COMMANDS = {
     "index": "Fingerprint each domain's probes; write the constellation.",
     "calibrate": "Fit how evidence and prior weigh, on validation probes.",
     "diagnose": "Say whether the library can be composed, and why.",
+    "compat": "Say whether two models fit together, and how to use them.",
     "explain": "Show what a text asks of the library, layer by layer.",
     "compose": "Write the model that a text needs.",
     "generate": "Answer texts, each under its own mixture.",

@@ -1,0 +1,92 @@
+"""`asterism compat LIBRARY A B`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asterism.cli.options import LIBRARY, Given, command
+from asterism.cli.places import open_library
+from asterism.constellation.settings import SimilaritySettings
+from asterism.route.settings import CompatSettings
+
+MODEL = Annotated[str, typer.Argument(help="A specialist, or generalist.", show_default=False)]
+
+
+@command(CompatSettings, SimilaritySettings, omit=("layers",))
+def app(
+    library: LIBRARY,
+    a: MODEL,
+    b: MODEL,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="Folder of cross.<a>-<b>, <domain>.heldout and general.train (or .heldout) files, or a file of rows with `domains`; "
+            "may be repeated."
+        ),
+    ],
+    texts: Annotated[int, typer.Option(min=4, help="Texts drawn that need both models, and as many general ones.")] = 100,
+    *,
+    given: Given,
+):
+    """Measure whether two models fit together, and say what to do with them: merge, compose, route, or neither.
+
+    How alike their layers are (centred kernel alignment), what they changed and how often against each other, what lies between them: the
+    loss along the path from one to the other and its barrier. Texts are the pair's cross-domain probes, or where there are none the
+    held-out ones of both; general text, if the folder has some, for a second map of layers.
+    """
+    opened = open_library(library, given)
+    from asterism.core.corpus import read_corpus
+    from asterism.route.compat import compat, pair_texts
+    from asterism.route.interpolation import check_ends
+
+    check_ends(opened, a, b)
+    target, general = pair_texts(read_corpus(*data), a, b, texts, given.seed)
+    settings, comparing = given.settings(CompatSettings), given.settings(SimilaritySettings)
+    found = compat(opened, a, b, target, general=general, settings=settings, comparing=comparing).to_dict()
+    return found, lambda: _show(found)
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    from asterism.cli.output import line, table
+
+    left, right = found["left"], found["right"]
+    losses = [[name, f"{own['loss']:.3f}", _interval(own)] for name, own in found["losses"].items()]
+    table(f"Losses on {found['texts']} texts, nats a token", ["model", "loss", "95 %"], losses)
+    for kind, barrier in found["barriers"].items():
+        points = zip((row for row in found["paths"] if row["kind"] == kind), barrier["excess"], strict=True)
+        rows = [[f"{row['share']:.0%}", f"{row['loss']:.3f}", _interval(row), f"{excess:+.3f}"] for row, excess in points]
+        table(f"The path from {right} to {left}, {kind}", [left, "loss", "95 %", "above the line"], rows)
+        line(f"barrier: {barrier['height']:.3f} nats ({_interval(barrier)}), at {barrier['share']:.0%} {left}")
+    rows = [
+        [part, f"{own['cosine']:.3f}", f"{own['signs']:.1%}", f"{own['mass']:.1%}", *(f"{norm:.3g}" for norm in own["norms"])]
+        for part, own in found["deltas"].items()
+    ]
+    table("Deltas from the generalist", ["part", "cosine", "signs opposed", "by |x y|", f"|{left}|", f"|{right}|"], rows)
+    for name, own in found["similarity"].items():
+        _show_map(f"CKA on {name} texts: layers of {left} (rows) and of {right}", own)
+        line(f"mean of corresponding layers: {found['similar'][name]:.3f}")
+    line(f"\nadvice: {found['advice']}\n{found['reason']}")
+    for note in found["notes"]:
+        line(f"note: {note}")
+
+
+def _show_map(title: str, own: Mapping[str, Any]) -> None:
+    """All pairs of layers, or where they are many the corresponding ones."""
+    from asterism.cli.output import WIDEST, bar, table
+
+    rows, columns = own["layers"]
+    if len(rows) <= WIDEST:
+        cells = [[str(row), *(f"{value:.2f}" for value in values)] for row, values in zip(rows, own["map"], strict=True)]
+        table(title, ["", *map(str, columns)], cells)
+    else:
+        values = [own["map"][place][place] for place in range(len(rows))]
+        cells = [[str(row), f"{value:.3f}", bar(value, 1.0)] for row, value in zip(rows, values, strict=True)]
+        table(title, ["block", "CKA", ""], cells)
+
+
+def _interval(own: Mapping[str, float]) -> str:
+    return f"{own['low']:.3f} to {own['high']:.3f}"
