@@ -57,6 +57,7 @@ def streamed(layers: int, n: int, width: int) -> tuple[float, float]:
     for top in range(0, n, BATCH):
         batch = features(generator, 2 * layers, width, min(BATCH, n - top))
         seconds += timed(lambda batch=batch: cka.add(batch[:layers], batch[layers:]))
+        del batch  # before the next one is made
     asking = timed(lambda: (cka.similarity(), cka.null()))
     return seconds + asking, asking
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from asterism.core.errors import DataError, MismatchError
 from asterism.core.hsic import Estimator, Grams, Null
 
-ROWS = 512
+ROWS = 256
 """Rows gathered before they are multiplied: products of a few rows would spend their time on reading the sums."""
 _BLOCK = 64
 """Columns a block of a symmetric matrix."""
