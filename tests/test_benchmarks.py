@@ -19,6 +19,7 @@ METRICS = {
     "evaluate": {"one_by_one_speedup"},
     "cka": {"seconds_12x12", "peak_gb", "products_ratio", "largest_difference"},
     "merge": {"linear_copy_ratio", "ties_size_ratio", "ties_models_ratio"},
+    "route": {"dense_ratio", "top1_ratio", "depth2_ratio", "training_ratio", "top1_speedup"},
 }
 
 

@@ -107,8 +107,11 @@ def test_generation_with_and_without_cache_and_loading(family, tmp_path):
         assert type(back) is RoutedForCausalLM
         for field in ("experts", "depth", "scope", "gate", "mode", "num_experts_per_tok", "normalise", "tie_word_embeddings"):
             assert getattr(back.config, field) == getattr(model.config, field)
-        with torch.no_grad():
-            assert torch.equal(back(IDS).logits, model(IDS).logits)
+        own, others = model.state_dict(), back.state_dict()
+        assert own.keys() == others.keys()
+        assert all(torch.equal(own[name], others[name]) for name in own)
+        with torch.no_grad():  # weights that lie elsewhere in memory may be multiplied in another order
+            torch.testing.assert_close(back(IDS).logits, model(IDS).logits, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
