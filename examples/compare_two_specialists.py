@@ -20,6 +20,6 @@ for kind, own in found.barriers.items():
     print(f"{kind}: barrier of {own.height:.3f} nats a token")
 print(f"advice: {found.advice}\n{found.reason}")
 
-best = found.best()
+best = found.best
 model = path(library, left, right, "lerp").at(0.5)  # a transformers model, halfway
 print(f"least loss: {best['loss']:.3f} at {best['share']:.0%} {left} ({best['kind']}); halfway has {model.num_parameters():,} parameters")

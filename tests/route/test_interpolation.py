@@ -116,7 +116,6 @@ def test_a_sweep_scores_every_point(tmp_path):
         rows = own.rows()
         assert [row["share"] for row in rows] == [0, 0.25, 1]
         assert all(row["kind"] == kind and row["low"] < row["loss"] < row["high"] for row in rows)
-        assert own.best == min(range(3), key=lambda place: rows[place]["loss"])
     assert torch.equal(found["lerp"].losses.whole[0], found["slerp"].losses.whole[0])
     assert not torch.equal(found["lerp"].losses.whole[1], found["slerp"].losses.whole[1])
 

@@ -49,8 +49,9 @@ class Compatibility:
     @property
     def similar(self) -> Mapping[str, float]:
         """Mean CKA of corresponding layers, of each map."""
-        return {name: float(own.map.diagonal().mean()) for name, own in self.maps.items()}
+        return {name: _corresponding(own) for name, own in self.maps.items()}
 
+    @property
     def best(self) -> dict[str, Any]:
         """The row of the point of all paths that loses least on these very texts."""
         return min(self._rows(), key=lambda row: row["loss"])
@@ -64,7 +65,7 @@ class Compatibility:
             "texts": self.texts,
             "losses": {name: _interval(own, seed) for name, own in self.losses.items()},
             "paths": self._rows(),
-            "best": self.best(),
+            "best": self.best,
             "barriers": {kind: own.to_dict() for kind, own in self.barriers.items()},
             "deltas": {part: own.to_dict() for part, own in self.deltas.items()},
             "similar": dict(self.similar),
@@ -109,8 +110,8 @@ def compat(
     barriers: dict[Kind, Barrier] = {kind: barrier(shares, own.losses.whole, settings.seed) for kind, own in sweeps.items()}
     ways = ways_of(generalist, sweeps, left, right)
     both_help = all(float((generalist.second - own.second).mean()) > CLOSE for own in ends.values())
-    alike = float(maps["target"].map.diagonal().mean())
-    advice, reason = advise(ways, both_help=both_help, barrier=barriers["lerp"].height, similar=alike)
+    similar = _corresponding(maps["target"])
+    advice, reason = advise(ways, both_help=both_help, barrier=barriers["lerp"].height, similar=similar)
     return Compatibility(
         left=left,
         right=right,
@@ -153,6 +154,10 @@ def _kinds(deltas: Mapping[str, Conflict], settings: CompatSettings) -> tuple[li
     elif settings.activation:
         notes.append("The models differ in more than their MLPs; mixing MLP outputs is measured with attention generalist or mean.")
     return kinds, notes
+
+
+def _corresponding(layers: Similarity) -> float:
+    return float(layers.map.diagonal().mean())
 
 
 def _interval(losses: TextLosses, seed: int) -> dict[str, float]:

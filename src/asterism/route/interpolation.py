@@ -148,11 +148,6 @@ class Sweep:
     losses: TextLosses
     """[points, n]"""
 
-    @property
-    def best(self) -> int:
-        """The point of least mean loss; the first of equals."""
-        return int(self.losses.whole.mean(dim=1).argmin())
-
     def rows(self, seed: int = 0) -> list[dict[str, Any]]:
         """A row a point: kind, share, mean loss in nats a token and its 95 % bootstrap interval over texts."""
         found = []
