@@ -81,7 +81,7 @@ class LinearCka:
             for t, moment in [(s, self._own[s]), *moments.items()]:
                 inner[s, t], crossed[s, t] = moment.square_and_form(means[s], means[t])
                 inner[t, s], crossed[t, s] = inner[s, t], crossed[s, t]
-        both = squares[:, None] * squares
+        both = squares[:, None] * squares  # what follows is (x - m)(y - k)^T, and |x - m|^2 |y - k|^2, multiplied out and summed
         inner = inner - 2 * n * crossed + n.square() * both
         mixed = slopes - norms * squares[:, None] / 2
         diagonal = self._norms[:-1, :-1] - 2 * (mixed + mixed.T) + 4 * crossed - 3 * n * both
