@@ -123,8 +123,10 @@ def test_gates_are_drawn_by_the_seed_and_alone_ask_for_gradients(library):
 
 
 def test_the_model_is_independent_of_the_library(library):
-    before = library.model()(IDS).logits.detach()
+    before, config = library.model()(IDS).logits.detach(), library.config.to_dict()
     model = route(library, with_generalist=True)
+    assert library.config.to_dict() == config
+    assert (model.config.dtype, model.config.text_config.dtype) == (torch.float64, torch.float64)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
