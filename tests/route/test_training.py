@@ -86,6 +86,9 @@ def test_a_finished_run_is_not_repeated_and_gives_its_gates(library, tmp_path, m
     model = route(library, with_generalist=True)
     assert run(library, out, model=model) == out
     assert same(dict(model.gate_state()), gates_of(out))
+    for other in (dict(top_k=1), dict(balance=0.1), dict(mode="cosine")):  # the same weights to start from, used in another way
+        with pytest.raises(StorageError, match="holds something else"):
+            run(library, out, model=route(library, with_generalist=True, **other))
 
 
 def test_kept_checkpoints_are_routers(library, tmp_path):

@@ -80,6 +80,12 @@ class RoutedConfig(PreTrainedConfig):
         """How many experts a gate weighs: depth times the models."""
         return self.depth * len(self.experts)
 
+    @property
+    def routing(self) -> dict[str, Any]:
+        """How the model routes, apart from its weights: two models of equal weights may differ in this."""
+        fields = ("experts", "depth", "scope", "gate", "mode", "scale", "num_experts_per_tok", "normalise", "balance")
+        return {field: getattr(self, field) for field in fields}
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "text_config":
             raise AttributeError(name)

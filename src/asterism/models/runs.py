@@ -21,7 +21,9 @@ def origin_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], settings: TrainingSettings
 ) -> dict[str, Any]:
     """What a run is made from: settings, and digests of texts, starting weights and tokenizer; `origin` sums up the first three."""
-    start = _start(model)
+    start, routing = _start(model), getattr(model.config, "routing", None)
+    if routing is not None:  # gates of equal weights may be used in many ways
+        start = digest_of(start, routing)
     return {
         "origin": digest_of(settings.model_dump(mode="json"), list(texts), start, model.config.model_type),
         "settings": settings.model_dump(mode="json"),
