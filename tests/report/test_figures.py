@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from asterism.report import figures
+from tests.report.svg import texts
 
 BARS = [("generalist", 0.93, 0.88, 0.96), ("uniform average", 0.41, 0.33, 0.49)]
 CELL = {"rate": 0.93, "low": 0.88, "high": 0.96}
@@ -21,10 +22,6 @@ DRAWN = {
     ),
     "mixture_nodes": lambda: figures.mixture_nodes(["code", "legal"], [[0.9, 0.2, 0.4], [0.1, 0.8, 0.6]]),
 }
-
-
-def texts(svg):
-    return ["".join(node.itertext()).strip() for node in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -80,8 +80,8 @@ def win_map(rows: Sequence[str], columns: Sequence[str], rates: Sequence[Sequenc
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("wins", [LOSE, EVEN, WIN])
-    figure, axes = canvas(0.225 * len(rows), left=label_room(rows), **_slanted(columns))
-    _cells(axes, [[cell["rate"] if cell else None for cell in row] for row in rates], colours, 0, 1)
+    figure, axes = canvas(0.225 * len(rows), left=label_room(rows), **slanted(columns))
+    cells(axes, [[cell["rate"] if cell else None for cell in row] for row in rates], colours, 0, 1)
     for y, row in enumerate(rates):
         for x, cell in enumerate(row):
             if cell is None:
@@ -91,7 +91,7 @@ def win_map(rows: Sequence[str], columns: Sequence[str], rates: Sequence[Sequenc
             tone = "#ffffff" if abs(cell["rate"] - 0.5) > 0.33 else "#1c1f24"
             weight = "bold" if sure else "normal"
             axes.text(x, y, f"{100 * cell['rate']:.0f}", ha="center", va="center", color=tone, fontsize=8, fontweight=weight)
-    _grid_labels(axes, rows, columns)
+    grid_labels(axes, rows, columns)
     return as_svg(figure, "Win rates in per cent, each row against each column", "win-map")
 
 
@@ -121,28 +121,20 @@ def collinearity_map(domains: Sequence[str], cosines: Sequence[Sequence[float]])
     count = len(domains)
     few = count <= 2 * PLAIN
     names = list(domains) if few else [""] * count
-    figure, axes = canvas(max(1.6, min(3.0, 0.45 * count)), left=label_room(names), **{**_slanted(names), "bottom": 0.62})
+    figure, axes = canvas(max(1.6, min(3.0, 0.45 * count)), left=label_room(names), **{**slanted(names), "bottom": 0.62})
     others = [cosines[a][b] for a in range(count) for b in range(count) if a != b]
     bottom = min([*others, 0.9])
     colours = LinearSegmentedColormap.from_list("cosines", [LOW, HIGH])
     shown = [[None if a == b else cosines[a][b] for b in range(count)] for a in range(count)]
-    _cells(axes, shown, colours, bottom, 1)
+    cells(axes, shown, colours, bottom, 1)
     if count <= PLAIN:
         for a in range(count):
             for b in range(count):
                 if a != b:
                     tone = "#ffffff" if (cosines[a][b] - bottom) / (1 - bottom + 1e-9) > 0.45 else "#1c1f24"
                     axes.text(b, a, f"{cosines[a][b]:.3f}", ha="center", va="center", color=tone, fontsize=8)
-    _grid_labels(axes, names, names)
-    place = axes.get_position()
-    scale = figure.add_axes((place.x0, 0.42 / figure.get_figheight(), place.width, 0.1 / figure.get_figheight()))
-    edges = [bottom + (1 - bottom) * step / 32 for step in range(33)]
-    scale.pcolormesh(edges, [0, 1], [edges[:-1]], cmap=colours, vmin=bottom, vmax=1)
-    scale.set_xlabel("cosine between centroids (no unit)", fontsize=8.5, color=MUTED)
-    scale.set_yticks([])
-    scale.tick_params(labelsize=8, colors=MUTED, labelcolor=INK, length=3)
-    for spine in scale.spines.values():
-        spine.set_visible(False)
+    grid_labels(axes, names, names)
+    colour_scale(figure, axes, colours, bottom, 1, "cosine between centroids (no unit)")
     return as_svg(figure, "Cosines between the domains' mean fingerprints", "collinearity")
 
 
@@ -241,7 +233,21 @@ def label_room(labels: Sequence[str]) -> float:
     return 0.068 * max(map(len, labels), default=0) + 0.15
 
 
-def _cells(axes, values: Sequence[Sequence[float | None]], colours, low: float, high: float) -> None:
+def colour_scale(figure, axes, colours, low: float, high: float, label: str) -> None:
+    """What a map's colours mean, in the margin of 0.62 inches below it."""
+    place = axes.get_position()
+    scale = figure.add_axes((place.x0, 0.42 / figure.get_figheight(), place.width, 0.1 / figure.get_figheight()))
+    edges = [low + (high - low) * step / 32 for step in range(33)]
+    scale.pcolormesh(edges, [0, 1], [edges[:-1]], cmap=colours, vmin=low, vmax=high)
+    scale.set_xlabel(label, fontsize=8.5, color=MUTED)
+    scale.set_yticks([])
+    scale.tick_params(labelsize=8, colors=MUTED, labelcolor=INK, length=3)
+    for spine in scale.spines.values():
+        spine.set_visible(False)
+
+
+def cells(axes, values: Sequence[Sequence[float | None]], colours, low: float, high: float) -> None:
+    """Coloured cells, the first row at y = 0; None is left empty."""
     import numpy as np
 
     table = np.ma.masked_invalid(np.array([[np.nan if value is None else value for value in row] for row in values], dtype=float))
@@ -250,13 +256,14 @@ def _cells(axes, values: Sequence[Sequence[float | None]], colours, low: float, 
     axes.pcolormesh(*edges, table, cmap=colours, vmin=low, vmax=high, edgecolors=LINE, linewidth=0.6)
 
 
-def _slanted(columns: Sequence[str]) -> dict[str, float]:
+def slanted(columns: Sequence[str]) -> dict[str, float]:
     """Margins for column names that lean to the right above a map."""
     room = label_room(columns)
     return {"top": 0.7 * room + 0.1, "right": 0.55 * room, "bottom": 0.08}
 
 
-def _grid_labels(axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+def grid_labels(axes, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Names of a map's rows and, leaning, of its columns; the first row comes to lie on top."""
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="left", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
     axes.xaxis.tick_top()
