@@ -13,8 +13,9 @@ PAGE = ROOT / "docs" / "claims.md"
 RESULTS = ROOT / "experiments" / "constellation" / "results.json"
 sys.path.insert(0, str(ROOT))  # experiments/ is no installed package
 
-from experiments.constellation.claims import by_theme, counted, judged, where_the_noise_goes  # noqa: E402
+from experiments.constellation.claims import judged, where_the_noise_goes  # noqa: E402
 from experiments.constellation.view import View  # noqa: E402
+from experiments.verdicts import by_theme, counted  # noqa: E402
 
 HEAD = """# The paper's claims, tested
 

@@ -22,8 +22,8 @@ from asterism.report.figures import win_bars  # noqa: E402
 from asterism.report.findings import LABELS  # noqa: E402
 from experiments.constellation import summaries, targets  # noqa: E402
 from experiments.constellation.advice import CLOSE  # noqa: E402
-from experiments.constellation.analysis import Table  # noqa: E402
 from experiments.constellation.view import View  # noqa: E402
+from experiments.tables import Table  # noqa: E402
 
 MERGED = ("linear", "task_arithmetic", "slerp", "dare_ties", "ties", "breadcrumbs", "della")
 LIMITS = {

@@ -14,11 +14,13 @@ from scipy.stats import spearmanr
 from asterism.core.errors import DataError
 from experiments.constellation import analysis
 from experiments.constellation import targets as targets_module
-from experiments.constellation.claims import CLAIMS, counted, judged, where_the_noise_goes
+from experiments.constellation.claims import CLAIMS, judged, where_the_noise_goes
 from experiments.constellation.ranks import same_order, same_pairs
 from experiments.constellation.report import html, write
 from experiments.constellation.targets import targets
-from experiments.constellation.view import Measure, View, difference, share
+from experiments.constellation.view import View
+from experiments.measures import Measure, difference, share
+from experiments.verdicts import counted
 from tests.ladder_sample import DOMAINS, RUNGS, SECTIONS, cosines, ladder
 from tests.report.test_html import Page
 

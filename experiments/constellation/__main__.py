@@ -23,8 +23,9 @@ from asterism.core.errors import UnknownName
 from asterism.core.storage import write_json
 from asterism.evaluate.results import write_results
 from experiments.commands import ended, parser
+from experiments.compact import write_compact
 from experiments.constellation import sizes, texts
-from experiments.constellation.gather import SIZES_ROWS, gather, write_compact
+from experiments.constellation.gather import SIZES_ROWS, gather
 from experiments.constellation.ladder import checked, climb, divergence, read_text, steps_done
 from experiments.constellation.report import write
 from experiments.constellation.rung import Rung, Scratch, rungs

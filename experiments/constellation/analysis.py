@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from experiments.constellation.ranks import Agreement, pairs_of, same_order, same_pairs
-from experiments.constellation.view import Measure, View, difference, measured, over_seeds
+from experiments.constellation.view import View, measured
+from experiments.measures import Measure, difference, over_seeds
+from experiments.tables import Table
 
 Value = Measure | Agreement | str | float | int | None
 PAPERS = {
@@ -23,24 +25,6 @@ PAPERS = {
 }  # fmt: skip
 """The paper's own points (its Tables 1 and 4): model -> family, mean collinearity, cross-domain win rate against task arithmetic."""
 OLD, NEW = "specialist_space", "paper"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Named columns and rows of values; None where nothing was measured."""
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Value, ...], ...]
-    note: str = ""
-    labels: int = 1
-    """Leading columns that name the row."""
-
-    @property
-    def empty(self) -> bool:
-        """Whether no cell but the labels holds anything."""
-        return all(cell is None for row in self.rows for cell in row[self.labels :])
 
 
 def paper_tables(view: View, candidate: str = NEW, protocol: str = "whole") -> list[Table]:

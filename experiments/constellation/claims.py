@@ -8,7 +8,6 @@ the text that is scored (`whole`), because that is what the paper measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from experiments.constellation.analysis import best_lift
@@ -17,7 +16,6 @@ from experiments.constellation.judging import (
     NEARLY,
     SPENT,
     TA,
-    Rule,
     both_rise,
     every_baseline,
     finds_own,
@@ -47,25 +45,12 @@ from experiments.constellation.judging import (
     won,
     won_where,
 )
-from experiments.constellation.rules import Verdict, above, below
 from experiments.constellation.view import View
+from experiments.verdicts import Claim, Verdict, above, below
 
 INDEX, RIVALS, SCALE = "Indexing and orthogonalisation", "Against generalist and specialists", "Against task arithmetic, and scale"
 GEOMETRY, SPARSITY, NOISE, STEADY = "Geometry of the domains", "Sparsity", "Noise", "Stability"
 MED_LEG = {"medical", "legal"}
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim and how it is judged."""
-
-    id: str
-    theme: str
-    text: str
-    where: str
-    """`4.2` and the like: section or table of the paper; `summary`: the author's page."""
-    criterion: str
-    rule: Rule
 
 
 def at_least(what: str, bound: str) -> str:
@@ -348,21 +333,6 @@ def judged(results: Mapping[str, Any]) -> list[tuple[Claim, Verdict]]:
     """Every claim with its verdict, in the register's order."""
     view = View(results)
     return [(claim, claim.rule(view)) for claim in CLAIMS]
-
-
-def by_theme(register: list[tuple[Claim, Verdict]]) -> dict[str, list[tuple[Claim, Verdict]]]:
-    """The same by theme."""
-    themes: dict[str, list[tuple[Claim, Verdict]]] = {}
-    for claim, verdict in register:
-        themes.setdefault(claim.theme, []).append((claim, verdict))
-    return themes
-
-
-def counted(register: list[tuple[Claim, Verdict]]) -> str:
-    """`31 claims: 9 held, 12 not held, 10 undecided`."""
-    outcomes = [verdict.outcome for _, verdict in register]
-    each = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("held", "not held", "undecided"))
-    return f"{len(outcomes)} claims: {each}"
 
 
 def where_the_noise_goes(view: View) -> str:

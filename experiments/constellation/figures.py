@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asterism.report.figures import INK, LINE, MARKERS, MUTED, SERIES, as_svg, canvas, label_room, legend, plain_style
-from experiments.constellation.view import Measure
+from experiments.measures import Measure
 
 Points = Sequence[tuple[float, Measure]]
 EVEN: dict[str, Any] = dict(color=MUTED, linewidth=1, linestyle=(0, (3, 2)), zorder=1)

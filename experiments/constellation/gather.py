@@ -12,7 +12,7 @@ import numpy as np
 from asterism.core.corpus import GENERAL
 from asterism.core.progress import track
 from asterism.core.statistics import bootstrap_mean, wilson
-from asterism.core.storage import digest_of, read_json, replacing, write_json
+from asterism.core.storage import digest_of, read_json, write_json
 from asterism.evaluate.candidates import DEFAULT, PAPER, TASK_ARITHMETIC
 from asterism.evaluate.results import read_results
 from asterism.evaluate.tables import tables
@@ -81,29 +81,6 @@ def described(rung: Rung, folder: Path) -> Row:
         count = sum(int(np.prod(shape)) for shape in anatomy.shapes.values())
         row |= {"parameters": count, "hidden": anatomy.hidden_size, "blocks": anatomy.n_blocks}
     return row | {"steps": {"generalist": rung.generalist.steps if rung.generalist else None, "specialist": rung.specialist.steps}}
-
-
-def write_compact(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results as JSON, one row of a list a line, floats rounded to six significant digits."""
-
-    def told(value: Any) -> str:
-        return json.dumps(rounded(value), ensure_ascii=False, allow_nan=False)
-
-    def section(value: Any) -> str:
-        return "[\n" + ",\n".join(map(told, value)) + "\n]" if isinstance(value, list) and value else told(value)
-
-    with replacing(path) as temporary:
-        body = ",\n".join(f"{told(key)}: {section(value)}" for key, value in results.items())
-        temporary.write_text("{\n" + body + "\n}\n", "utf-8")
-
-
-def rounded(value: Any) -> Any:
-    """The same value with every float rounded to six significant digits."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, Mapping):
-        return {key: rounded(each) for key, each in value.items()}
-    return [rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _take(results: Row, rung: Rung, folder: Path, seeds: Sequence[int]) -> list[Row]:

@@ -11,21 +11,10 @@ from itertools import combinations, product
 
 from experiments.constellation.analysis import NEW, OLD, best_lift, rank_pairings, seed_values, tracking
 from experiments.constellation.ranks import Agreement, same_order
-from experiments.constellation.rules import (
-    Figures,
-    Found,
-    Outcome,
-    Verdict,
-    above,
-    anywhere,
-    below,
-    by,
-    everywhere,
-    peaked,
-    rising,
-    unmeasured,
-)
-from experiments.constellation.view import Measure, View, difference, measured, over_seeds, rate_of
+from experiments.constellation.rules import peaked, rising
+from experiments.constellation.view import View, measured, rate_of
+from experiments.measures import Measure, difference, over_seeds
+from experiments.verdicts import Figures, Found, Outcome, Verdict, above, anywhere, below, by, everywhere, unmeasured
 
 Rule = Callable[[View], Verdict]
 Find = Callable[[View, str], Measure | None]

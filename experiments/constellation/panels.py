@@ -12,7 +12,8 @@ from experiments.constellation import figures
 from experiments.constellation.analysis import PAPERS
 from experiments.constellation.targets import RIVALS as ASKED
 from experiments.constellation.targets import WANTED
-from experiments.constellation.view import Measure, View, over_seeds, rate_of
+from experiments.constellation.view import View, rate_of
+from experiments.measures import Measure, over_seeds
 
 RIVALS = ("generalist", "task_arithmetic", "best_single", "ensemble")
 CELLS = tuple((task, protocol) for task in ("cross", "single") for protocol in ("continuation", "whole"))

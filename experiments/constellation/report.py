@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 from asterism.core.storage import replacing
 from asterism.report.findings import PROTOCOLS, TASKS, label, listed
 from experiments.constellation import analysis, panels, summaries
-from experiments.constellation.analysis import Table
-from experiments.constellation.claims import by_theme, counted, judged, where_the_noise_goes
+from experiments.constellation.claims import judged, where_the_noise_goes
 from experiments.constellation.panels import CELLS, RIVALS
 from experiments.constellation.targets import POOLED, Target, allowed, kept, passes, target_tables, targets
 from experiments.constellation.view import View, measured
+from experiments.pages import rendered
+from experiments.tables import Table
+from experiments.verdicts import by_theme, counted
 
 TITLE = "The constellation paper's claims, tested"
 
@@ -29,19 +30,11 @@ def write(results: Mapping[str, Any], path: str | Path) -> Path:
 
 def html(results: Mapping[str, Any]) -> str:
     """The page as a string; equal results give equal text."""
-    from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
     view, register = View(results), judged(results)
-    loader = ChoiceLoader([FileSystemLoader(Path(__file__).parent), PackageLoader("asterism.report")])
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= dict(svg=Markup, cell=cell, listed=listed)
-    source = loader.get_source(environment, "report.html.j2")[0]
-    style = re.search(r"<style>.*?</style>", source, re.DOTALL)
     lead, *more = lines(view)
-    page = environment.get_template("ladder.html.j2").render(
+    return rendered(
+        Path(__file__).with_name("ladder.html.j2"),
         title=TITLE,
-        style=Markup(style[0] if style else ""),
         lead=lead,
         more=[*more, f"Of {counted(register).replace(':', ',')}."],
         view=view,
@@ -73,7 +66,6 @@ def html(results: Mapping[str, Any]) -> str:
         counted=counted(register),
         tables=all_tables(view),
     )
-    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", page)
 
 
 def lines(view: View) -> list[str]:
@@ -145,20 +137,6 @@ def all_tables(view: View) -> list[Table]:
         if rows := view.rows(section):
             tables.append(analysis.plain_table("All rows", title, rows))
     return tables
-
-
-def cell(value: Any) -> Any:
-    """One cell of a table; what stands in brackets after a figure is set apart."""
-    from markupsafe import Markup, escape
-
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}".replace("-", "−")
-    figure, bracket, rest = str(value).partition(" (")
-    if isinstance(value, str) or not bracket:
-        return str(value)
-    return Markup(f'{escape(figure)} <span class="interval">({escape(rest)}</span>')
 
 
 CALLED = {"default": "The model that is composed for each text", "paper": "With the paper's settings it"}

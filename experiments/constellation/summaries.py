@@ -7,8 +7,10 @@ from typing import Any
 
 from asterism.report.findings import TASKS
 from experiments.constellation import analysis
-from experiments.constellation.analysis import Table, Value
-from experiments.constellation.view import SPACES, Measure, View, over_seeds, rate_of
+from experiments.constellation.analysis import Value
+from experiments.constellation.view import SPACES, View, rate_of
+from experiments.measures import Measure, over_seeds
+from experiments.tables import Table
 
 CELLS = tuple((task, protocol) for task in ("cross", "single") for protocol in ("whole", "continuation"))
 RIVALS = ("generalist", "task_arithmetic", "best_single")

@@ -15,8 +15,10 @@ import numpy as np
 
 from asterism.constellation.settings import MixtureSettings
 from asterism.report.findings import TASKS
-from experiments.constellation.analysis import Table, Value
-from experiments.constellation.view import Measure, View, share
+from experiments.constellation.analysis import Value
+from experiments.constellation.view import View
+from experiments.measures import Measure, share
+from experiments.tables import Table
 
 Outcome = Literal["met", "as far as n allows", "missed", ""]
 DEFAULT, REFINED, FAST, ENSEMBLE = "default", "refined", "fast", "ensemble"

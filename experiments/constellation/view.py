@@ -1,74 +1,25 @@
-"""Look-ups in a ladder's results.json, and the figure that comes out of each: a value, its interval, and over how many what."""
+"""Look-ups in a ladder's results.json, and the figure that comes out of each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from asterism.core.errors import DataError
-from asterism.core.statistics import wilson
+from experiments.measures import Measure, difference, over_seeds, share
 
-Unit = Literal["share", "points", "plain", "nats"]
 ROW = ("scale", "seed", "protocol", "task", "group", "candidate", "rival")
 SPACES = {"default": "generalist, default's basis", "paper": "generalist, paper's basis", "specialist": "specialist"}
 """Whose retrieval -> the name of its space in the results."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One measured value. `low` and `high` bound a 95 % interval over probes (or pairs), or the range over seeds."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    unit: Unit = "share"
-    over: Literal["probes", "pairs", "seeds"] = "probes"
-
-    def __str__(self) -> str:
-        """`93.3 % (88–96)`; `+2.0 points (−3 to 7)`; `0.562 (0.551 to 0.570)`; a single seed has no range."""
-        if self.unit == "share":
-            digits = 1 if self.over == "seeds" else 0
-            told, ends = f"{100 * self.value:.1f} %", f"{100 * self.low:.{digits}f}–{100 * self.high:.{digits}f}"
-        elif self.unit == "points":
-            told, ends = f"{100 * self.value:+.1f} points", f"{round(100 * self.low)} to {round(100 * self.high)}"
-        else:
-            told, low, high = (f"{x:.1e}" if 0 < abs(x) < 5e-4 else f"{x:.3f}" for x in (self.value, self.low, self.high))
-            ends = f"{low} to {high}"
-        return (told if self.over == "seeds" and self.n == 1 else f"{told} ({ends})").replace("-", "−")
-
-
-def over_seeds(values: Iterable[float], unit: Unit = "plain") -> Measure | None:
-    """Mean and range over seeds; None where there are none."""
-    found = [float(value) for value in values]
-    return Measure(float(np.mean(found)), min(found), max(found), len(found), unit, "seeds") if found else None
-
-
-def share(rate: float, n: int) -> Measure:
-    """A rate with its Wilson interval."""
-    value, low, high = wilson(min(max(rate, 0.0), 1.0) * n, n)
-    return Measure(value, low, high, n)
 
 
 def rate_of(row: Mapping[str, Any], key: str = "rate") -> Measure:
     """A win rate of a sweep's row, with the interval that stands beside it (Wilson's where none does)."""
     low, high = ("low", "high") if key == "rate" else (f"{key}_low", f"{key}_high")
     return Measure(row[key], row[low], row[high], row["n"]) if low in row else share(row[key], row["n"])
-
-
-def difference(a: Measure, b: Measure) -> Measure:
-    """a - b in points, interval by Newcombe's hybrid of the two Wilson intervals (1998, method 10).
-
-    It takes the two for independent; both candidates saw the same probes, so the interval is wider than it need be.
-    """
-    apart = a.value - b.value
-    down = ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
-    up = ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
-    return Measure(apart, apart - down, apart + up, min(a.n, b.n), "points", a.over)
 
 
 class View:

@@ -32,8 +32,8 @@ from asterism.evaluate.tuning import GRIDS, tuned
 from asterism.models.batching import batches, pad_id
 from asterism.models.library import Library
 from experiments.commands import ended, parser
+from experiments.compact import write_compact
 from experiments.constellation.bench import Bench
-from experiments.constellation.gather import write_compact
 from experiments.constellation.ladder import EVALUATION, HELD_OUT, drawing, place, read_text, settings_of
 from experiments.constellation.models import device
 from experiments.constellation.rung import DOMAINS, Rung, rungs
