@@ -36,13 +36,14 @@ def path_curves(
         foot = begins + share * (stops - begins)
         axes.annotate("", (share, foot + height), (share, foot), arrowprops=dict(arrowstyle="<->", color=INK, lw=1, shrinkA=0, shrinkB=0))
         side = -1 if share > 0.6 else 1
-        where = dict(xytext=(5 * side, 0), textcoords="offset points", ha="left" if side > 0 else "right", va="center")
-        axes.annotate(f"barrier {height:.3f}", (share, foot + height / 2), fontsize=8, color=INK, **where)
+        ha, middle = "left" if side > 0 else "right", (share, foot + height / 2)
+        told = f"barrier {height:.3f}"
+        axes.annotate(told, middle, xytext=(5 * side, 0), textcoords="offset points", ha=ha, va="center", fontsize=8, color=INK)
     _levels(axes, levels or {})
     axes.set(xlim=(-0.03, 1.03), xticks=[0, 0.25, 0.5, 0.75, 1])
     axes.set_xticklabels([ends[0], "", "50 %", "", ends[1]])
     for tick, side in zip(axes.get_xticklabels(), ("left", "center", "center", "center", "right"), strict=True):
-        tick.set_ha(side)
+        tick.set_horizontalalignment(side)
     axes.set_xlabel(f"share of {ends[1]}")
     axes.set_ylabel(_loss(n))
     legend(figure, axes, _columns(list(paths)))
