@@ -32,6 +32,13 @@ def test_blank_texts_are_passed_over_and_do_not_count(tmp_path):
     assert dataset_texts(written(tmp_path / "set", rows), limit=2) == ["one", "two"]
 
 
+def test_several_columns_of_a_row_are_one_text(tmp_path):
+    source = written(tmp_path / "set", [*ROWS[:2], {"text": "", "body": None, "number": 2}, {"text": "alone", "body": "", "number": 3}])
+    assert dataset_texts(source, column=("body", "text")) == ["body 0\ntext 0", "body 1\ntext 1", "alone"]
+    with pytest.raises(UnknownName, match="met:  'bdy'"):
+        dataset_texts(source, column=("text", "bdy"))
+
+
 def test_splits(tmp_path):
     written(tmp_path / "set", ROWS)
     source = written(tmp_path / "set", [{"text": "held"}], "test.jsonl")

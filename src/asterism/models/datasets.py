@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -16,12 +16,13 @@ BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "c
 """How a source that names files is read, by their suffix; `.gz`, `.xz` and `.zst` may follow it."""
 
 
-def dataset_texts(source: str, *, column: str = "text", split: str = "train", limit: int | None = None) -> list[str]:
+def dataset_texts(source: str, *, column: str | Sequence[str] = "text", split: str = "train", limit: int | None = None) -> list[str]:
     """The first `limit` texts of a dataset in its own order (None: all), from `column` of `split`; blank texts are passed over.
 
     `source` is a Hub id, `owner/name` or `owner/name:configuration`; a folder of JSON, Parquet, CSV or text files; or files
     themselves, e.g. `hf://datasets/owner/name/data/*.parquet` (for a dataset whose own loading script is no longer run; all of
-    them are the split `train`). `column` may be nested, `outer.inner`; a list of strings there is one text, joined by newlines.
+    them are the split `train`). `column` may be nested, `outer.inner`; a list of strings there is one text, joined by newlines,
+    and so are several columns of a row.
     Raises DataError when it cannot be had or holds no text, UnknownName for a column that it has not.
     """
     with _still(), _told(source):
@@ -32,13 +33,15 @@ def dataset_texts(source: str, *, column: str = "text", split: str = "train", li
         first = next(iter(rows), None)
     if first is None:
         raise DataError("The dataset has no rows.", met=f"{source}, split {split}", mend=MEND)
-    path = (column,) if column in (columns or first) else tuple(column.split("."))
-    _check(first, path, source)
+    asked = [column] if isinstance(column, str) else column
+    paths = [(own,) if own in (columns or first) else tuple(own.split(".")) for own in asked]
+    for path in paths:
+        _check(first, path, source)
     with _still(), _told(source):
-        texts = (_text(row, path) for row in rows)
+        texts = ("\n".join(filter(None, (_text(row, path) for path in paths))) for row in rows)
         found = list(track(islice((text for text in texts if text.strip()), limit), "reading texts", limit))
     if not found:
-        raise DataError("The dataset has no text.", met=f"{column} of {source}", mend=MEND)
+        raise DataError("The dataset has no text.", met=f"{', '.join(asked)} of {source}", mend=MEND)
     return found
 
 
