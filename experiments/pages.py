@@ -20,7 +20,7 @@ def rendered(template: Path, **values: Any) -> str:
     loader = ChoiceLoader([FileSystemLoader(template.parent), PackageLoader("asterism.report")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= dict(svg=Markup, cell=cell, listed=listed)
-    source = loader.get_source(environment, "report.html.j2")[0]
+    source = loader.get_source(environment, "page.html.j2")[0]
     style = re.search(r"<style>.*?</style>", source, re.DOTALL)
     page = environment.get_template(template.name).render(style=Markup(style[0] if style else ""), **values)
     return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", page)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asterism.core.storage import replacing
 from asterism.report import figures
-from asterism.report.findings import LABELS, PROTOCOLS, SHORT, Cell, Findings, label, listed, percent, plane
+from asterism.report.findings import LABELS, PROTOCOLS, SHORT, Cell, Findings, label, plane
+from asterism.report.pages import rendered, written
 
 TITLE = "A model for each query: composition and its rivals"
 MOST_POINTS = 1500
@@ -27,25 +26,15 @@ def write_report(results: Mapping[str, Any], out: str | Path, title: str = TITLE
 
     Parts whose list is empty are left out. Raises DataError when a part is missing, StorageError when the file cannot be written.
     """
-    text = report_html(results, title)
-    out = Path(out)
-    with replacing(out) as temporary:
-        temporary.write_text(text, "utf-8")
-    return out
+    return written(report_html(results, title), out)
 
 
 def report_html(results: Mapping[str, Any], title: str = TITLE) -> str:
     """The page as a string; equal results give equal text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
     findings = Findings(results)
-    environment = Environment(
-        loader=PackageLoader("asterism.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= dict(label=label, percent=percent, svg=Markup, listed=listed, pretty=_pretty)
     lead, *more = findings.lead() or ["Nothing was compared."]
-    return environment.get_template("report.html.j2").render(
+    return rendered(
+        "report.html.j2",
         title=title,
         lead=lead,
         more=more,
@@ -222,7 +211,3 @@ def _steadiness(results: Mapping[str, Any], findings: Findings) -> list[tuple[Ce
             if rows:
                 found.append((cell, label(rival), rows))
     return found
-
-
-def _pretty(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False)
