@@ -103,6 +103,15 @@ def write_router(folder: Path, gates: Mapping[str, Tensor], origin: Mapping[str,
 def load_router(folder: str | Path, library: Library) -> RoutedForCausalLM:
     """The routed model of a router and the library that it was made from.
 
+    Raises what `read_router` raises, StorageError for damaged gates.
+    """
+    settings, attention = read_router(folder, library)
+    return route(library, settings, attention=attention, gates=read_tensors(Path(folder) / TENSORS))
+
+
+def read_router(folder: str | Path, library: Library) -> tuple[RouterSettings, Attention]:
+    """What `route` was given for a router; no model is built.
+
     Raises StaleError where generalist or specialists are others than then, StorageError for a folder that holds no router or a damaged one.
     """
     folder = Path(folder)
@@ -124,7 +133,7 @@ def load_router(folder: str | Path, library: Library) -> RoutedForCausalLM:
         if library.digest(name) != digest:
             met = f"{name or 'the generalist'} is {library.digest(name)[:12]}, the router knows {digest[:12]}"
             raise StaleError("The router was made with another library.", met=met, mend=_AGAIN)
-    return route(library, settings, attention=attention, gates=read_tensors(folder / TENSORS), experts=tuple(origin["specialists"]))
+    return settings.changed(experts=tuple(origin["specialists"])), attention
 
 
 _AGAIN = "open the library that the router was trained on, or train it again"
