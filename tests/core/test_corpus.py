@@ -50,6 +50,12 @@ def test_a_folder_of_domains(folder):
     assert corpus.cross == [Probe("x", "ml1", ("medical", "legal")), Probe("medical-legal-2", "ml2", ("medical", "legal"))]
 
 
+def test_a_prompt_and_its_response_are_one_text(tmp_path):
+    file = lines(tmp_path / "instruct.jsonl.gz", {"prompt": "Two and two?", "response": "4"}, {"text": "plain", "prompt": "not read"})
+    assert read_texts(file) == ["Two and two?\n4", "plain"]
+    assert 'or "prompt" and "response"' in told(read_texts, lines(tmp_path / "half.jsonl", {"prompt": "Two and two?"}))
+
+
 def test_several_places_are_read_as_one(folder, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -95,9 +101,12 @@ ROW = 'write one {"text": ...} object a line'
         (b'{"text": "a"}\n{"text": \n', "A line is not JSON.\n  met:  {path}:2: Expecting value\n  mend: " + ROW),
         (b"plain words\n", "A line is not JSON.\n  met:  {path}:1: Expecting value\n  mend: " + ROW),
         (b'["a"]\n', "A line is not an object.\n  met:  {path}:1\n  mend: " + ROW),
-        (b'\n{"text": "a"}\n\n{"text": "  "}\n', 'A row has no text.\n  met:  {path}:4\n  mend: give it a non-empty "text"'),
-        (b'{"txt": "a"}\n', 'A row has no text.\n  met:  {path}:1\n  mend: give it a non-empty "text"'),
-        (b'{"text": 3}\n', 'A row has no text.\n  met:  {path}:1\n  mend: give it a non-empty "text"'),
+        (
+            b'\n{"text": "a"}\n\n{"text": "  "}\n',
+            'A row has no text.\n  met:  {path}:4\n  mend: give it a non-empty "text", or "prompt" and "response"',
+        ),
+        (b'{"txt": "a"}\n', 'A row has no text.\n  met:  {path}:1\n  mend: give it a non-empty "text", or "prompt" and "response"'),
+        (b'{"text": 3}\n', 'A row has no text.\n  met:  {path}:1\n  mend: give it a non-empty "text", or "prompt" and "response"'),
         (
             b'{"text": "a \\ud800"}\n',
             "A text is not valid Unicode.\n  met:  {path}:1\n  mend: remove its lone surrogate (\\ud800-\\udfff)",

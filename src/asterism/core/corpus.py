@@ -1,4 +1,7 @@
-"""Text on disk: JSON lines, plain or gzip, as loose rows, a folder of domains, or probes with their domains."""
+"""Text on disk: JSON lines, plain or gzip, as loose rows, a folder of domains, or probes with their domains.
+
+A row holds its `text`, or a `prompt` and a `response`: one text, the response below the prompt.
+"""
 
 from __future__ import annotations
 
@@ -76,12 +79,12 @@ def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def read_texts(path: str | Path) -> list[str]:
-    """The `text` of every row of a file."""
+    """The text of every row of a file."""
     return [_text(row, where) for where, row in _placed_rows(Path(path))]
 
 
 def read_probes(path: str | Path) -> list[Probe]:
-    """The probes of one file of rows with `text` and `domains` (or `domain`); `id` is optional."""
+    """The probes of one file of rows with text and `domains` (or `domain`); `id` is optional."""
     return [_probe(row, where, str(number)) for number, (where, row) in enumerate(_placed_rows(Path(path)), 1)]
 
 
@@ -177,9 +180,10 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _text(row: dict[str, Any], where: str) -> str:
-    text = row.get("text")
-    if not isinstance(text, str) or not text.strip():
-        raise DataError("A row has no text.", met=where, mend='give it a non-empty "text"')
+    parts = [row.get(name) for name in (("text",) if "text" in row else ("prompt", "response"))]
+    if not all(isinstance(part, str) and part.strip() for part in parts):
+        raise DataError("A row has no text.", met=where, mend='give it a non-empty "text", or "prompt" and "response"')
+    text = "\n".join(map(str, parts))
     if _SURROGATE.search(text):
         raise DataError("A text is not valid Unicode.", met=where, mend="remove its lone surrogate (\\ud800-\\udfff)")
     return text
