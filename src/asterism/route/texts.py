@@ -1,0 +1,115 @@
+"""The texts of a router's task: those it learns from and those held out, and the record that keeps the two apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asterism.core.corpus import Corpus, read_corpus
+from asterism.core.errors import DataError, SettingsError, StorageError, UnknownName
+from asterism.core.storage import digest_of, read_json, write_json
+from asterism.models.starts import training_texts
+from asterism.route.training import check_texts, split
+
+RECORD = "texts.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TaskTexts:
+    """Texts of one task."""
+
+    train: list[str]
+    held_out: list[str]
+
+
+def task_texts(data: str | Path, domain: str | None = None, *, held_out: float = 0.1, seed: int = 42) -> TaskTexts:
+    """What a router may learn from and what it is told by: of a file of rows, of a folder's domain, or of a dataset by its Hub id.
+
+    A folder's domain has its held-out file. Where there is none, and of a pair `a-b`, whose texts are its cross-domain probes, a share
+    `held_out` of the texts is drawn by `seed`; 0 holds nothing out. Raises DataError, SettingsError (a folder without a domain),
+    UnknownName for a domain that the folder has not.
+    """
+    if not Path(data).is_dir():
+        return _parted(training_texts(str(data), domain or ""), held_out, seed)
+    corpus = read_corpus(data)
+    chosen = _chosen(corpus, domain, data)
+    own = [probe.text for probe in corpus.heldout.get(chosen, ())]
+    train = corpus.train.get(chosen) or _pair(corpus, chosen)
+    if not train:
+        raise DataError("The domain has no training texts.", met=f"{chosen} of {data}", mend=f"give {chosen}.train.jsonl, or a file")
+    return TaskTexts(train, own) if own else _parted(train, held_out, seed)
+
+
+def heldout_texts(data: str | Path, domain: str | None = None) -> list[str]:
+    """Texts to tell a router by: all of a file of rows or of a pair's cross-domain probes, or a folder's held-out texts of a domain.
+
+    Raises as `task_texts`.
+    """
+    if not Path(data).is_dir():
+        return training_texts(str(data), domain or "")
+    corpus = read_corpus(data)
+    chosen = _chosen(corpus, domain, data)
+    found = [probe.text for probe in corpus.heldout.get(chosen, ())] or _pair(corpus, chosen)
+    if not found:
+        raise DataError("The domain has no held-out texts.", met=f"{chosen} of {data}", mend=f"give {chosen}.heldout.jsonl, or a file")
+    return found
+
+
+def keep_texts(folder: str | Path, texts: TaskTexts) -> None:
+    """Write beside a router the texts held out of its training, and digests of those that it has seen."""
+    seen = sorted({_mark(text) for text in texts.train})
+    write_json(Path(folder) / RECORD, {"format_version": FORMAT_VERSION, "seen": seen, "held_out": texts.held_out})
+
+
+def kept_texts(folder: str | Path) -> list[str]:
+    """The texts held out of a router's training; none where none were kept. StorageError for a damaged record."""
+    return _record(folder)[1]
+
+
+def check_unseen(folder: str | Path, texts: Iterable[str]) -> None:
+    """DataError naming the first text that a router has learnt from; one without a record has seen nothing that is known."""
+    seen = _record(folder)[0]
+    known = [text for text in texts if _mark(text) in seen]
+    if known:
+        mend = "give texts that were held out; those kept beside the router are taken without --data"
+        raise DataError("The router has learnt from these texts.", met=f"{len(known)} of them, e.g. {known[0][:60]!r}", mend=mend)
+
+
+def _parted(texts: Sequence[str], held_out: float, seed: int) -> TaskTexts:
+    if held_out:
+        return TaskTexts(*split(texts, held_out, seed))
+    check_texts(texts)
+    return TaskTexts(list(texts), [])
+
+
+def _chosen(corpus: Corpus, domain: str | None, data: str | Path) -> str:
+    """The domain or pair, proven to be there."""
+    known = {*corpus.train, *corpus.heldout, *(probe.group for probe in corpus.cross)}
+    if domain is None:
+        mend = f"--domain, one of {', '.join(sorted(known))}"
+        raise SettingsError("A folder holds the texts of several domains.", met=data, mend=mend)
+    if domain not in known and not _pair(corpus, domain):
+        raise UnknownName("domain or pair with texts", domain, known)
+    return domain
+
+
+def _pair(corpus: Corpus, domain: str) -> list[str]:
+    """The cross-domain probes of a pair, in whichever order it is named."""
+    return [probe.text for probe in corpus.cross if set(probe.domains) == set(domain.split("-"))]
+
+
+def _mark(text: str) -> str:
+    return digest_of(text)[:16]
+
+
+def _record(folder: str | Path) -> tuple[set[str], list[str]]:
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        return set(), []
+    record = read_json(path)
+    try:
+        return set(record["seen"]), list(record["held_out"])
+    except (KeyError, TypeError):
+        raise StorageError("A router's record of its texts is damaged.", met=path, mend="train the router again") from None
