@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from asterism.cli.options import LIBRARY, Given, command
-from asterism.cli.places import open_both
+from asterism.cli.places import named, open_both
 from asterism.evaluate.settings import EvaluationSettings
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def app(
             show_default=False,
         ),
     ] = None,
+    routers: Annotated[
+        str | None,
+        typer.Option(help="Routers to compare too, NAME=FOLDER,... as `asterism route train` writes them.", show_default=False),
+    ] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="The paper's index and protocol for every candidate (`paper` itself is always among them).")
     ] = False,
@@ -56,14 +60,16 @@ def app(
     from asterism.constellation.probes import draw_index_probes
     from asterism.core.corpus import read_corpus
     from asterism.evaluate.probes import draw
+    from asterism.evaluate.routers import open_routers
     from asterism.evaluate.run import evaluate
 
+    routed = open_routers(opened, named("router", routers.split(",") if routers else (), "--routers full=routers/full"))
     corpus = read_corpus(*data)
     probes = draw(corpus, opened.names, settings)
     known = draw_index_probes(corpus, opened.names, seed=settings.seed) if all(corpus.train.get(name) for name in opened.names) else None
     place = out or opened.root / "evaluation"
     best = _tuned(opened, corpus, merges, settings, place) if merges else []
-    results = evaluate(opened, constellation, probes, settings, out=place, index_probes=known, merges=best)
+    results = evaluate(opened, constellation, probes, settings, out=place, index_probes=known, merges=best, routers=routed)
     from asterism.report.html import write_report
 
     report = place / "report.html"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from asterism.cli.options import LIBRARY, Given, command
-from asterism.cli.places import CONSTELLATION, open_both, open_library
+from asterism.cli.places import CONSTELLATION, named, open_both, open_library
 from asterism.constellation.settings import IndexSettings
 from asterism.core.errors import MismatchError, SettingsError
 from asterism.core.storage import read_json
@@ -44,7 +44,7 @@ def app(
     """
     if not remove and not data:
         raise SettingsError("An index needs text.", met="no --data", mend="give --data DIR with <domain>.train.jsonl files")
-    members = dict(_named(text) for text in specialist or ())
+    members = named("specialist", specialist or (), "--specialist medical=me/medical-lora, a folder or a Hub id")
     from asterism.constellation.index import Constellation
     from asterism.constellation.probes import draw_index_probes
     from asterism.core.corpus import read_corpus
@@ -92,12 +92,3 @@ def _library(root: Path, generalist: str | None, members: dict[str, str], given:
             mend = "leave it out, remove the old one first, or choose another folder for the library"
             raise MismatchError(f"The library holds another {name}.", met=f"{source}, not {sources[name]}", mend=mend)
     return opened
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, equals, source = text.partition("=")
-    if not (name and equals and source):
-        raise SettingsError(
-            "A specialist is given as name=FOLDER or name=HUB-ID.", met=text, mend="e.g. --specialist medical=me/medical-lora"
-        )
-    return name, source

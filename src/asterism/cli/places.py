@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asterism.cli.options import Given
 from asterism.compose.settings import CompositionSettings, mixture_settings
 from asterism.constellation.settings import IndexSettings, MixtureSettings
-from asterism.core.errors import DataError, StorageError
+from asterism.core.errors import DataError, SettingsError, StorageError
 
 if TYPE_CHECKING:
     from asterism.constellation.index import Constellation
@@ -66,3 +67,14 @@ def text_of(given: str) -> str:
     if not text.strip():
         raise DataError("The text is empty.", met=repr(text[:20]), mend="give some words")
     return text
+
+
+def named(what: str, given: Iterable[str], example: str) -> dict[str, str]:
+    """`name=FOLDER` each, as a mapping; SettingsError for another form or a name given twice."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, source = text.strip().partition("=")
+        if not (name and equals and source) or name in found:
+            raise SettingsError(f"A {what} is given as name=FOLDER, each name once.", met=text, mend=f"e.g. {example}")
+        found[name] = source
+    return found

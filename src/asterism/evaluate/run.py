@@ -36,6 +36,7 @@ from asterism.evaluate.passes import collinearity, correlation, mixture_facts, r
 from asterism.evaluate.probes import check_lengths, check_unseen, read_span
 from asterism.evaluate.reading import Reading, ensemble_tokens, read_all
 from asterism.evaluate.results import FORMAT, write_results
+from asterism.evaluate.routers import Routed
 from asterism.evaluate.settings import EvaluationSettings, Protocol
 from asterism.evaluate.tables import best_of, tables
 from asterism.models.batching import Batch, batches, pad_id, tokenise
@@ -51,20 +52,23 @@ def evaluate(
     out: str | Path,
     index_probes: Mapping[str, Sequence[str]] | None = None,
     merges: Sequence[Merged] = (),
+    routers: Sequence[Routed] = (),
 ) -> dict[str, Any]:
     """Score every candidate on every probe; leave `rows.parquet` and `results.json` in `out` and return the results.
 
     `index_probes` (domain -> texts) are needed by the specialist-space contrast, which is left out without them. `merges`: further
-    merges to score, with the settings that `evaluate.tuning.tuned` chose on other probes. A killed
-    run goes on where it stopped when called again with the same library, constellation, probes and settings.
-    Raises DataError for a probe too short to score or one that the constellation was calibrated on, UnknownName for a probe of a domain
-    without a specialist.
+    merges to score, with the settings that `evaluate.tuning.tuned` chose on other probes. `routers`: routed models to score, see
+    `evaluate.routers.open_routers`. A killed run goes on where it stopped when called again with the same library, constellation, probes
+    and settings. Raises DataError for a probe too short to score, or one that the constellation was calibrated on or a router has learnt
+    from, UnknownName for a probe of a domain without a specialist.
     """
     settings, out = settings or EvaluationSettings(), Path(out)
     check_domains(probes, library.names)
     tokens = tokenise(library.tokenizer, [probe.text for probe in probes], settings.max_length)
     check_lengths(probes, tokens)
     check_unseen(probes, constellation.calibration)
+    for router in routers:
+        router.check([probe.text for probe in probes])
     n, voices = len(probes), len(library.names) if settings.ensembles else 0
     pad = pad_id(library.tokenizer)
     reading_batches = batches(tokens, max_tokens=ensemble_tokens(voices, library.anatomy.vocabulary, settings.max_tokens), pad=pad)
@@ -80,13 +84,15 @@ def evaluate(
     }
     if merges:
         made_from["merges"] = [merged.told for merged in merges]
+    if routers:
+        made_from["routers"] = [router.told for router in routers]
     parts = Parts(out / ".parts", digest_of(made_from, settings.model_dump(mode="json")))
     read = {p: [library.tokenizer.decode(ids[: read_span(p, len(ids)).stop]) for ids in tokens] for p in settings.protocols}
     reading = _reading(library, constellation, reading_batches, n, parts, settings)
     space = _specialist_space(library, constellation, index_probes)
 
     losses: dict[tuple[str, Protocol], Tensor] = dict(_read_losses(reading, constellation, settings))
-    for candidate in static_candidates(library, settings):
+    for candidate in (*static_candidates(library, settings), *routers):
         found = parts.tensors(candidate.name, lambda c=candidate: {**score_static(library, c, score_batches, n).loss})
         losses |= {(candidate.name, protocol): found[protocol] for protocol in settings.protocols}
     picks: dict[Protocol, Tensor] = {p: derived(reading, constellation, p)[ROUTED][1] for p in settings.protocols}
@@ -117,7 +123,7 @@ def evaluate(
             if protocol == settings.protocols[0] and candidate.name == DEFAULT:
                 example = _example(constellation, probes, mixtures, settings)
 
-    about = descriptions(library, settings, composed) | {merged.name: merged.about for merged in merges}
+    about = descriptions(library, settings, composed) | {each.name: each.about for each in (*merges, *routers)}
     rows = list(_rows(probes, tokens, losses, settings))
     rows += best_of(rows, f"{TASK_ARITHMETIC}@", TASK_ARITHMETIC)
     wins, means = tables(rows, settings.scale)

@@ -57,6 +57,8 @@ def label(name: str) -> str:
     """A candidate's or specialist's name as figures and tables show it."""
     if name.startswith("specialist:"):
         return f"{name.partition(':')[2]} specialist"
+    if name.startswith("router:"):
+        return f"{name.partition(':')[2]} router"
     if name.startswith("task_arithmetic@"):
         return f"task arithmetic {name.partition('@')[2]}"
     return LABELS.get(name, name.replace("_", " "))
