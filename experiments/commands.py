@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,3 +40,10 @@ def ended(main: Callable[[], None]) -> None:
     except AsterismError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def machine() -> dict[str, object]:
+    """The kind of machine that ran this."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    known: dict[str, object] = {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return known | {"system": platform.system(), "python": platform.python_version(), "torch": torch.__version__}

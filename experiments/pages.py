@@ -10,19 +10,18 @@ from asterism.report.findings import listed
 
 
 def rendered(template: Path, **values: Any) -> str:
-    """The page that a template file makes of the values; `style` is the report's own, templates beside it can be imported.
+    """The page that a template file makes of the values; it may extend and import those of `asterism.report` and those beside it.
 
     Filters: `svg` (a figure), `cell` (a table's value), `listed` (words). Equal values give equal text.
     """
     from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    loader = ChoiceLoader([FileSystemLoader(template.parent), PackageLoader("asterism.report")])
+    folders = FileSystemLoader([template.parent, Path(__file__).parent])
+    loader = ChoiceLoader([folders, PackageLoader("asterism.report")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= dict(svg=Markup, cell=cell, listed=listed)
-    source = loader.get_source(environment, "page.html.j2")[0]
-    style = re.search(r"<style>.*?</style>", source, re.DOTALL)
-    page = environment.get_template(template.name).render(style=Markup(style[0] if style else ""), **values)
+    page = environment.get_template(template.name).render(**values)
     return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", page)
 
 

@@ -10,8 +10,6 @@ ladder, else under `--runs`, unless `--results` names a place.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from transformers.utils import logging
 from asterism.core.errors import UnknownName
 from asterism.core.storage import write_json
 from asterism.evaluate.results import write_results
-from experiments.commands import ended, parser
+from experiments.commands import ended, machine, parser
 from experiments.compact import write_compact
 from experiments.constellation import sizes, texts
 from experiments.constellation.gather import SIZES_ROWS, gather
@@ -88,13 +86,6 @@ def plan(ladder: Sequence[Rung], runs: Path, seeds: Sequence[int]) -> str:
         open_parts = [part for part, finished in done.items() if not finished]
         lines.append(f"  done {len(done) - len(open_parts)} of {len(done)} parts; to do: {', '.join(open_parts) or 'nothing'}")
     return "\n".join(lines)
-
-
-def machine() -> dict[str, object]:
-    """The kind of machine that ran this."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    known: dict[str, object] = {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    return known | {"system": platform.system(), "python": platform.python_version(), "torch": torch.__version__}
 
 
 def _parser() -> argparse.ArgumentParser:
