@@ -48,6 +48,13 @@ def test_figures_are_those_of_each_measurement(library):
         torch.testing.assert_close(found.losses[name].whole.float(), losses, rtol=1e-5, atol=1e-5)
 
 
+def test_layers_within_each_model_are_compared_if_asked(library):
+    found = compat(library, *PAIR, TEXTS, settings=FEW.changed(within=True))
+    assert list(found.to_dict()["within"]) == list(PAIR)
+    torch.testing.assert_close(found.within["code"].map, similarity(library.model("code"), None, library.tokenizer, TEXTS).map)
+    assert not compat(library, *PAIR, TEXTS, settings=FEW).within
+
+
 def test_what_is_told_is_json_and_says_what_was_done(library):
     found = compat(library, *PAIR, TEXTS, settings=FEW, comparing=SimilaritySettings(site="block", unit="text"))
     told = json.loads(json.dumps(found.to_dict()))

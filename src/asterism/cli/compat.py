@@ -29,6 +29,7 @@ def app(
         ),
     ],
     texts: Annotated[int, typer.Option(min=4, help="Texts drawn that need both models, and as many general ones.")] = 100,
+    report: Annotated[Path | None, typer.Option(help="Page of HTML to write, with the layers of each model among themselves.")] = None,
     *,
     given: Given,
 ):
@@ -45,12 +46,16 @@ def app(
 
     check_ends(opened, a, b)
     target, general = pair_texts(read_corpus(*data), a, b, texts, given.seed)
-    settings, comparing = given.settings(CompatSettings), given.settings(SimilaritySettings)
-    found = compat(opened, a, b, target, general=general, settings=settings, comparing=comparing).to_dict()
-    return found, lambda: _show(found)
+    settings = given.settings(CompatSettings, CompatSettings(within=report is not None))
+    found = compat(opened, a, b, target, general=general, settings=settings, comparing=given.settings(SimilaritySettings)).to_dict()
+    if report:
+        from asterism.report.compat import write_compat
+
+        write_compat(found, report)
+    return found | ({"report": report} if report else {}), lambda: _show(found, report)
 
 
-def _show(found: Mapping[str, Any]) -> None:
+def _show(found: Mapping[str, Any], report: Path | None) -> None:
     from asterism.cli.output import line, table
 
     left, right = found["left"], found["right"]
@@ -69,9 +74,13 @@ def _show(found: Mapping[str, Any]) -> None:
     for name, own in found["similarity"].items():
         _show_map(f"CKA on {name} texts: layers of {left} (rows) and of {right}", own)
         line(f"mean of corresponding layers: {found['similar'][name]:.3f}")
+    for name, own in found["within"].items():
+        _show_map(f"CKA within {name}", own)
     line(f"\nadvice: {found['advice']}\n{found['reason']}")
     for note in found["notes"]:
         line(f"note: {note}")
+    if report:
+        line(f"report: {report}")
 
 
 def _show_map(title: str, own: Mapping[str, Any]) -> None:

@@ -35,10 +35,8 @@ def path_curves(
         share, height = barrier
         foot = begins + share * (stops - begins)
         axes.annotate("", (share, foot + height), (share, foot), arrowprops=dict(arrowstyle="<->", color=INK, lw=1, shrinkA=0, shrinkB=0))
-        side = -1 if share > 0.6 else 1
-        ha, middle = "left" if side > 0 else "right", (share, foot + height / 2)
-        told = f"barrier {height:.3f}"
-        axes.annotate(told, middle, xytext=(5 * side, 0), textcoords="offset points", ha=ha, va="center", fontsize=8, color=INK)
+        told, top = f"barrier {height:.3f}", (share, foot + height)
+        axes.annotate(told, top, xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=INK)
     _levels(axes, levels or {})
     axes.set(xlim=(-0.03, 1.03), xticks=[0, 0.25, 0.5, 0.75, 1])
     axes.set_xticklabels([ends[0], "", "50 %", "", ends[1]])

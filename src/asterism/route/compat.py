@@ -39,6 +39,8 @@ class Compatibility:
     """By part: attention, mlp, other, all."""
     maps: Mapping[str, Similarity]
     """CKA of the left model's layers (rows) with the right one's, on the texts (`target`) and on `general` ones where there are any."""
+    within: Mapping[str, Similarity]
+    """CKA of each model's layers among themselves on the texts, if asked."""
     ways: Mapping[str, Way]
     """What each way to use the models loses, see `asterism.route.advice.ways_of`."""
     advice: Advice
@@ -70,6 +72,7 @@ class Compatibility:
             "deltas": {part: own.to_dict() for part, own in self.deltas.items()},
             "similar": dict(self.similar),
             "similarity": {name: own.to_dict() for name, own in self.maps.items()},
+            "within": {name: own.to_dict() for name, own in self.within.items()},
             "ways": {name: way.to_dict(seed) for name, way in self.ways.items()},
             "advice": self.advice,
             "reason": self.reason,
@@ -102,6 +105,8 @@ def compat(
     generalist = text_losses(library.model(), tokenizer, texts, max_length=length)
     compared = {"target": texts} | ({"general": general} if general else {})
     maps = {name: similarity(*both, tokenizer, own, comparing, names=(left, right)) for name, own in compared.items()}
+    each = zip((left, right), both, strict=True) if settings.within else ()
+    within = {name: similarity(model, None, tokenizer, texts, comparing, names=(name, name)) for name, model in each}
     deltas = conflicts(library, left, right)
     kinds, notes = _kinds(deltas, settings)
     shares = tuple(step / (settings.points - 1) for step in range(settings.points))
@@ -121,6 +126,7 @@ def compat(
         barriers=barriers,
         deltas=deltas,
         maps=maps,
+        within=within,
         ways=ways,
         advice=advice,
         reason=reason,

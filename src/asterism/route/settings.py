@@ -45,7 +45,7 @@ class RouterSettings(Settings):
 
 
 class CompatSettings(Settings):
-    """What is measured between two models of a library; `asterism.constellation.settings.SimilaritySettings` says how layers are compared."""
+    """What is measured between two models of a library; `constellation.settings.SimilaritySettings` says how layers are compared."""
 
     points: int = Field(default=11, ge=3)
     """Points of the path between the models, ends included: the line between their weights, always measured."""
@@ -54,6 +54,8 @@ class CompatSettings(Settings):
     activation: bool = True
     """Also the MLPs' outputs mixed in one proportion: what a router can do before it is trained. Where the two differ in more than their
     MLPs, it is measured only with a choice of attention."""
+    within: bool = False
+    """Also compare the layers of each model among themselves: what a router over several layers has to work with."""
     attention: Literal["refuse", "generalist", "mean"] = "refuse"
     """What a routed model would take of all but the MLPs where those differ: nothing, the generalist's, or the specialists' mean."""
     max_length: int = Field(default=256, ge=3)
