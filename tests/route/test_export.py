@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asterism.core.errors import StorageError, UnsupportedError
 from asterism.route.build import route
-from asterism.route.export import as_moe, export_moe
+from asterism.route.export import as_moe, export_moe, export_routed
 from tests import tiny
 
 IDS = torch.tensor([[5, 17, 250, 3, 90, 41, 77, 12], [8, 8, 120, 300, 2, 61, 4, 4]])
@@ -59,12 +59,22 @@ def test_a_file_of_two_experts_loads_with_transformers_alone(built, tmp_path):
     assert type(loaded).__name__ == "Qwen2MoeForCausalLM"
     assert (loaded(IDS).logits - model(IDS).logits).abs().max() < 1e-5
     assert AutoTokenizer.from_pretrained(folder).get_vocab() == library.tokenizer.get_vocab()
-    told = json.loads((folder / "moe.json").read_text())
+    told = json.loads((folder / "export.json").read_text())
     assert told["experts"] == ["legal", "code", "generalist"]
     assert told["origin"]["specialists"] == {name: library.digest(name) for name in library.names}
     greedy = dict(max_new_tokens=6, do_sample=False, attention_mask=torch.ones_like(IDS))
     assert torch.equal(loaded.generate(IDS, **greedy), model.generate(IDS, **greedy))
     export_moe(model, folder)  # an earlier export is replaced
+
+
+def test_what_no_architecture_holds_is_written_as_it_is(built, tmp_path):
+    library, model = built("gpt2", torch.float32, scope="single", gate="mlp")
+    folder = export_routed(model, tmp_path / "routed", library.tokenizer)
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, atol=1e-5, rtol=0)
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == library.tokenizer.get_vocab()
+    assert (folder / "routed.py").exists()
+    export_routed(model, folder)  # an earlier export is replaced
 
 
 def test_the_model_itself_stays_as_it_was(built):

@@ -1,4 +1,4 @@
-"""A routed model as a mixture-of-experts architecture that transformers and inference engines know, with the same logits."""
+"""A routed model on disk: as a mixture-of-experts architecture that inference engines know, with the same logits, or as it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asterism.models.moe import build_moe, moe_config
 from asterism.models.routed import RoutedForCausalLM
 from asterism.models.types import PreTrainedModel, PreTrainedTokenizerBase
 
-RECORD = "moe.json"
+RECORD = "export.json"
 FORMAT_VERSION = 1
 
 
@@ -45,7 +45,18 @@ def export_moe(model: RoutedForCausalLM, folder: str | Path, tokenizer: PreTrain
     Raises what `as_moe` raises, StorageError when `folder` holds something other than an earlier export.
     """
     folder = vacant(folder, RECORD, "export")
-    made = as_moe(model)
+    return _written(as_moe(model), model, folder, tokenizer)
+
+
+def export_routed(model: RoutedForCausalLM, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+    """Write a routed model as it is, whatever its gates, with its code: without asterism it loads with trust_remote_code=True.
+
+    Whole or absent, in the library's dtype. StorageError when `folder` holds something other than an earlier export.
+    """
+    return _written(model, model, vacant(folder, RECORD, "export"), tokenizer)
+
+
+def _written(made: PreTrainedModel, model: RoutedForCausalLM, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> Path:
     with replacing(folder) as temporary:
         made.save_pretrained(temporary)
         if tokenizer is not None:

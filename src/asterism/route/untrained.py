@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -114,6 +114,15 @@ def average_activation_gates(
         model = library.model(None if by == "generalist" or name == GENERALIST else name)
         means.append(mean_inputs(model, library.tokenizer, texts[name], paths, max_length=max_length))
     return Gates(F.normalize(torch.stack(means, dim=1), dim=-1), experts, "cosine", scale)
+
+
+def only(gates: Gates, names: Sequence[str]) -> Gates:
+    """The gates of some of their experts. UnknownName for one that has no gate."""
+    for name in names:
+        if name not in gates.experts:
+            raise UnknownName("expert with a gate", name, gates.experts)
+    kept = [place for place, name in enumerate(gates.experts) if name in names]
+    return replace(gates, weights=gates.weights[:, kept], experts=tuple(gates.experts[place] for place in kept))
 
 
 def _experts(known: tuple[str, ...], given: Mapping[str, Sequence[str]], what: str) -> tuple[str, ...]:
