@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import redirect_stdout
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 
@@ -38,8 +39,15 @@ def page() -> str:
     """The whole page."""
     parts = [HEAD, "## asterism\n", f"```text\n{help_of()}\n```\n"]
     for name in COMMANDS:
-        parts += [f"## asterism {name}\n", f"```text\n{help_of(name)}\n```\n"]
+        for words in ((name,), *((name, inside) for inside in inside_of(name))):
+            parts += [f"## asterism {' '.join(words)}\n", f"```text\n{help_of(*words)}\n```\n"]
     return "\n".join(parts)
+
+
+def inside_of(name: str) -> list[str]:
+    """The commands of a group; none of a command."""
+    found = import_module(f"asterism.cli.{name.replace('-', '_')}").app.registered_commands
+    return [str(command.name) for command in found] if len(found) > 1 else []
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def router(depth: int = 1, models: tuple[str, ...] = ("math", "code"), scope: st
         "models": list(models),
         "blocks": blocks,
         "texts": 120,
-        "router": _row(2.7),
+        "router_loss": _row(2.7),
         "rivals": [{"name": name, **_row(own), **gain} for name, own in (("generalist", 3.4), ("math", 2.91), ("code", 3.2))],
         "text": TEXT,
         "tokens": tokens,

@@ -11,7 +11,7 @@ from asterism.report.routing import routing_html, write_routing
 from tests.report.sample_routing import TEXT, router
 from tests.report.test_html import Page
 
-COMPARED = ("texts", "router", "rivals")
+COMPARED = ("texts", "router_loss", "rivals")
 SHOWN = ("text", "tokens", "shares")
 
 

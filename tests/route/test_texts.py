@@ -59,6 +59,19 @@ def test_what_cannot_be_taken_from_a_folder_is_told(folder):
         task_texts(folder, "law")
 
 
+def test_copies_of_a_text_stay_on_one_side(tmp_path):
+    file = write(tmp_path / "twice.jsonl", *({"text": f"t{n % 10}"} for n in range(30)))
+    texts = task_texts(file, held_out=0.3)
+    assert (len(texts.train), len(texts.held_out)) == (21, 3)
+    assert not set(texts.train) & set(texts.held_out)
+
+
+def test_a_heldout_file_that_repeats_training_texts_is_refused(folder):
+    write(folder / "math.heldout.jsonl", {"text": "h0"}, {"text": "m3"})
+    with pytest.raises(DataError, match=r"among the training texts[^\0]*'m3'"):
+        task_texts(folder, "math")
+
+
 def test_a_set_too_small_to_part_is_refused(tmp_path):
     with pytest.raises(DataError, match="Too few texts to hold some out"):
         task_texts(write(tmp_path / "few.jsonl", {"text": "a"}, {"text": "b"}), held_out=0.1)

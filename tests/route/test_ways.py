@@ -81,10 +81,13 @@ def test_what_is_missing_or_another_mode_is_told(library):
 @pytest.mark.parametrize("given", ["medical: a prompt", "medical: {positive: [a]}", "medical: [1, 2]", "medical: {prompts: a}"])
 def test_prompts_of_another_form_are_told(given, tmp_path):
     (tmp_path / "prompts.yaml").write_text(given)
-    with pytest.raises(DataError, match=r"Prompts are lists of texts[^\0]*medical: \[a prompt, another\]"):
+    with pytest.raises(DataError, match=r"Prompts are lists of texts[^\0]*expert: \['a prompt', 'another'\]"):
         read_prompts(tmp_path / "prompts.yaml")
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path):
-    with pytest.raises(StorageError, match="cannot be read"):
-        read_prompts(tmp_path / "absent.yaml")
+    (tmp_path / "open.yaml").write_text("medical: [What dose?]")
+    (tmp_path / "list.yaml").write_text("[a prompt]")
+    for name in ("absent", "open", "list"):
+        with pytest.raises(StorageError, match="file of prompts cannot be read"):
+            read_prompts(tmp_path / f"{name}.yaml")

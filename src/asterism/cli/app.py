@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": "Answer texts, each under its own mixture.",
     "merge": "Merge models into one as a recipe says.",
     "extract-lora": "Cut a LoRA adapter out of a model that was tuned in full.",
+    "route": "Weigh experts token by token: train, tell, show a router.",
     "evaluate": "Compare the composition with its rivals on held-out probes.",
 }
 
@@ -81,6 +82,9 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         return _tell(_of_the_system(error))
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)  # pyright: ignore[reportAttributeAccessIssue]
+            return 2
         told = _of_usage(error, arguments) or _of_memory(error)
         if told is None:
             raise
@@ -107,7 +111,8 @@ def _of_usage(error: Exception, arguments: Sequence[str]) -> AsterismError | Non
     """The parser's own errors, by what they offer: they come from `click` or from typer's copy of it, by version."""
     if not hasattr(error, "format_message"):
         return None
-    command = f"asterism {arguments[0]}" if arguments and arguments[0] in COMMANDS else "asterism"
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "asterism"
     wrong = " ".join(error.format_message().replace("Value error, ", "").split())  # pyright: ignore[reportAttributeAccessIssue]
     return AsterismError(wrong, met=" ".join(["asterism", *arguments]), mend=f"`{command} --help` lists what is known")
 

@@ -56,16 +56,24 @@ class Given:
         return (base or cls()).changed(**own)
 
 
-def command(*classes: type[Settings], omit: Sequence[str] = ()) -> Callable[[Callable[..., Any]], typer.Typer]:
+def command(
+    *classes: type[Settings],
+    omit: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+    group: typer.Typer | None = None,
+    name: str | None = None,
+) -> Callable[[Callable[..., Any]], typer.Typer]:
     """Make an app of one function, whose last parameter `given` gathers the shared options and those of the classes.
 
-    The function returns what `--json` prints; a second value, if any, is called without `--json` to print for people.
+    The function returns what `--json` prints; a second value, if any, is called without `--json` to print for people. base: defaults
+    that the function takes in place of the classes' own, as their help tells them. group: the app of several commands that this one
+    joins under `name`.
     """
 
     def made(function: Callable[..., Any]) -> typer.Typer:
         own = [p for name, p in inspect.signature(function, eval_str=True).parameters.items() if name != "given"]
-        options = {} if not classes else _options(classes, {*omit, *SHARED, *(p.name for p in own)})
-        shared = {name: option for name, option in SHARED.items() if name not in omit and (classes or name != "settings")}
+        options = {} if not classes else _options(classes, {*omit, *SHARED, *(p.name for p in own)}, base or {})
+        shared = {key: option for key, option in SHARED.items() if key not in omit and (classes or key != "settings")}
         parameters = [*own, *(_keyword(n, a, d) for n, (a, d) in (options | shared).items())]
 
         @wraps(function)
@@ -76,8 +84,8 @@ def command(*classes: type[Settings], omit: Sequence[str] = ()) -> Callable[[Cal
             _print(given, plain["quiet"], lambda: function(**values, given=given))
 
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
-        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-        app.command()(run)
+        app = group or typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        app.command(name)(run)
         return app
 
     return made
@@ -130,13 +138,13 @@ def _device(wanted: str | None) -> str:
     return wanted
 
 
-def _options(classes: Sequence[type[Settings]], taken: set[str]) -> dict[str, tuple[Any, Any]]:
+def _options(classes: Sequence[type[Settings]], taken: set[str], base: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     found: dict[str, tuple[Any, Any]] = {}
     for cls in classes:
         for name, info in cls.model_fields.items():
             if name in taken or name in found:
                 continue
-            text = f"{' '.join((info.description or '').split())}  [default: {_shown(info.default)}]"
+            text = f"{' '.join((info.description or '').split())}  [default: {_shown(base.get(name, info.default))}]"
             option = typer.Option(help=text, show_default=False)
             found[name] = (Annotated[_option_type(info.annotation) | None, option], None)
     return found

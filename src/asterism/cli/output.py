@@ -106,6 +106,43 @@ def diagnosis_tables(found: Mapping[str, Any]) -> None:
         line(f"note: {note}")
 
 
+def comparison_tables(found: Mapping[str, Any]) -> None:
+    """A router's loss, what it gains over each rival, and its load."""
+    own = found["router_loss"]
+    rows = [["router", f"{own['loss']:.3f}", f"{own['low']:.3f} to {own['high']:.3f}", "", ""]]
+    for rival in found["rivals"]:
+        gain = f"{rival['gain']:+.3f} ({rival['gain_low']:+.3f} to {rival['gain_high']:+.3f})"
+        rows.append([rival["name"], f"{rival['loss']:.3f}", f"{rival['low']:.3f} to {rival['high']:.3f}", gain, f"{rival['rate']:.0%}"])
+    title = f"Losses on {found['texts']} texts, nats a token"
+    table(title, ["model", "loss", "95 %", "the router saves (95 %)", "texts won"], rows)
+    _loads(found)
+
+
+def tokens_table(found: Mapping[str, Any]) -> None:
+    """Who leads on which tokens of a text, all blocks together, and the router's load."""
+    names, shares = found["models"], found["shares"]
+    means = {name: [sum(column) / len(column) for column in zip(*shares[name], strict=True)] for name in names}
+    rows = []
+    for place, token in enumerate(found["tokens"]):
+        first = max(names, key=lambda name, place=place: means[name][place])
+        rows.append([repr(token)[1:-1], first, *(f"{means[name][place]:.0%}" for name in names)])
+    table("Weights on every token, mean over blocks", ["token", "most", *names], rows)
+    _loads(found)
+
+
+def _loads(found: Mapping[str, Any]) -> None:
+    names = found["models"]
+    rows = []
+    for own in found["blocks"]:
+        mass = dict.fromkeys(names, 0.0)
+        for expert, share in zip(own["experts"], own["mass"], strict=True):
+            mass[expert["model"]] += share
+        rows.append([str(own["block"]), f"{own['entropy']:.2f}", f"{own['effective']:.2f}", *(f"{mass[name]:.0%}" for name in names)])
+    table("Load of each block's gate", ["block", "entropy, bits", "experts that carry", *names], rows)
+    if "report" in found:
+        line(f"report: {found['report']}")
+
+
 def _rate(found: Mapping[str, Any], name: str = "top1") -> str:
     if found.get(name) is None:
         return "unknown"

@@ -19,7 +19,7 @@ MOST_TOKENS = 160
 def write_routing(found: Mapping[str, Any], out: str | Path) -> Path:
     """Write a router's page to the file `out`; StorageError where it cannot be written.
 
-    found: `blocks`, `models` and `settings` of the router; `texts`, `router` and `rivals` of `Comparison.to_dict()` where it was
+    found: `blocks`, `models` and `settings` of the router; `texts`, `router_loss` and `rivals` of `Comparison.to_dict()` where it was
     compared; `text` and what `Trace.to_dict()` gives where a text is shown.
     """
     return written(routing_html(found), out)
@@ -52,7 +52,7 @@ def routing_html(found: Mapping[str, Any]) -> str:
 def _compared(found: Mapping[str, Any]) -> list[str]:
     """The router beside the best of the models that it is made of, in one sentence."""
     best = min(found["rivals"], key=lambda row: row["loss"])
-    told = f"On {found['texts']} texts the router loses {found['router']['loss']:.3f} nats a token"
+    told = f"On {found['texts']} texts the router loses {found['router_loss']['loss']:.3f} nats a token"
     interval = f"95\u00a0% interval {figure(best['gain_low'])} to {figure(best['gain_high'])}"
     name = "the generalist" if best["name"] == "generalist" else f"{best['name']}, the best specialist,"
     if best["gain_low"] > 0:
@@ -81,7 +81,7 @@ def _decided(blocks: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _losses(found: Mapping[str, Any]) -> str:
-    rows = [("router", found["router"]), *((row["name"], row) for row in found["rivals"])]
+    rows = [("router", found["router_loss"]), *((row["name"], row) for row in found["rivals"])]
     bars = [(name, row["loss"], row["low"], row["high"]) for name, row in sorted(rows, key=lambda item: item[1]["loss"])]
     return loss_dots(bars, found["texts"], ["router"])
 

@@ -36,7 +36,7 @@ class Comparison:
         """JSON-able; every figure with its 95 % interval over texts, the router's gains paired with each rival's loss on the same text."""
         return {
             "texts": len(self.router),
-            "router": self._mean(self.router),
+            "router_loss": self._mean(self.router),
             "rivals": [{"name": name, **self._mean(own), **self._gain(own)} for name, own in self.rivals.items()],
             "models": list(self.models),
             "blocks": [own.to_dict() for own in self.blocks],

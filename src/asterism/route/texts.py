@@ -39,7 +39,12 @@ def task_texts(data: str | Path, domain: str | None = None, *, held_out: float =
     train = corpus.train.get(chosen) or _pair(corpus, chosen)
     if not train:
         raise DataError("The domain has no training texts.", met=f"{chosen} of {data}", mend=f"give {chosen}.train.jsonl, or a file")
-    return TaskTexts(train, own) if own else _parted(train, held_out, seed)
+    if not own:
+        return _parted(train, held_out, seed)
+    if both := set(own) & set(train):
+        met, mend = f"{chosen}: {len(both)} of them, e.g. {min(both)[:60]!r}", "take them out of either file"
+        raise DataError("Held-out texts are among the training texts.", met=met, mend=mend)
+    return TaskTexts(train, own)
 
 
 def heldout_texts(data: str | Path, domain: str | None = None) -> list[str]:
@@ -78,10 +83,13 @@ def check_unseen(folder: str | Path, texts: Iterable[str]) -> None:
 
 
 def _parted(texts: Sequence[str], held_out: float, seed: int) -> TaskTexts:
-    if held_out:
-        return TaskTexts(*split(texts, held_out, seed))
-    check_texts(texts)
-    return TaskTexts(list(texts), [])
+    """A text that is there more than once goes to one side with all its copies."""
+    if not held_out:
+        check_texts(texts)
+        return TaskTexts(list(texts), [])
+    drawn = split(list(dict.fromkeys(texts)), held_out, seed)[1]
+    apart = set(drawn)
+    return TaskTexts([text for text in texts if text not in apart], drawn)
 
 
 def _chosen(corpus: Corpus, domain: str | None, data: str | Path) -> str:

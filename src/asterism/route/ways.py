@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from asterism.core.corpus import GENERAL, read_corpus
-from asterism.core.errors import DataError, SettingsError
+from asterism.core.errors import AsterismError, DataError, SettingsError, StorageError
 from asterism.core.settings import read_mapping
 from asterism.models.library import Library
 from asterism.route.arrow import arrow_gates
@@ -18,6 +18,7 @@ from asterism.route.settings import RouterSettings
 from asterism.route.untrained import Gates, average_activation_gates, only, prompt_gates
 
 Way = Literal["prompts", "average", "arrow"]
+_PROMPTS = "`expert: ['a prompt', 'another']`, or `expert: {prompts: [...], negative: [...]}`"
 TEXTS = 200
 """Training texts of each expert that average activations are taken of."""
 
@@ -49,16 +50,19 @@ def gates_by(
 
 
 def read_prompts(path: str | Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """(prompts, negative prompts) by expert: `math: [a prompt, another]`, or `math: {prompts: [...], negative: [...]}`.
+    """(prompts, negative prompts) by expert: `math: ['a prompt', 'another']`, or `math: {prompts: [...], negative: [...]}`.
 
     Raises StorageError for a file that cannot be read, DataError for another form.
     """
+    try:
+        rows = read_mapping(path)
+    except AsterismError as error:
+        raise StorageError("The file of prompts cannot be read.", met=error.met, mend=f"{_PROMPTS}, in YAML or JSON") from None
     wanted, negative = {}, {}
-    for name, given in read_mapping(path).items():
+    for name, given in rows.items():
         parts = given if isinstance(given, dict) else {"prompts": given}
         if not set(parts) <= {"prompts", "negative"} or not all(_are_texts(part) for part in parts.values()):
-            mend = f"{name}: [a prompt, another], or {name}: {{prompts: [...], negative: [...]}}"
-            raise DataError("Prompts are lists of texts.", met=f"{name}: {given!r}"[:100], mend=mend)
+            raise DataError("Prompts are lists of texts.", met=f"{name}: {given!r}"[:100], mend=_PROMPTS)
         wanted[name] = list(parts.get("prompts", []))
         if parts.get("negative"):
             negative[name] = list(parts["negative"])

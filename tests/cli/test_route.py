@@ -1,0 +1,146 @@
+"""`asterism route`: what each command says is what was done; another library, seen texts and bad requests are told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from asterism.models.library import Library
+from asterism.models.likelihood import read
+from asterism.route.arrow import arrow_gates
+from asterism.route.build import load_router, route
+from asterism.route.texts import kept_texts
+from tests import tiny
+
+TEXT = "def dose(weight): return 0.5 * weight"
+SHORT = ("--steps", 3, "--batch-size", 2, "--max-length", 16, "--learning-rate", 0.05, "--device", "cpu", "--json")
+
+
+@pytest.fixture(scope="module")
+def mlps(tmp_path_factory):
+    """A library whose specialists differ from the generalist in their MLPs alone."""
+    return tiny.tiny_library(tmp_path_factory.mktemp("mlps"), "qwen2", ("medical", "code", "legal"), "mlp").root
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Prompts and responses of a task."""
+    rows = [{"prompt": text[: len(text) // 2], "response": text[len(text) // 2 :]} for text, _ in tiny.CROSS]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "task.jsonl"
+
+
+def test_a_router_is_trained_told_and_not_trained_twice(asterism, mlps, file, tmp_path):
+    asked = ("route", "train", mlps, tmp_path / "router", "--data", file, "--held-out", 0.25, "--experts", "medical,code", "--depth", 2)
+    ran = asterism(*asked, *SHORT, "--whole")
+    assert ran.code == 0, ran.err
+    told = ran.answer
+    assert (told["texts"], told["held_out"], told["experts"], told["gates"]) == (9, 3, ["medical", "code"], 3 * 4 * 16)
+    assert told["training"]["method"] == "router"
+    assert told["training"]["schedule"] == "cosine_to_tenth"
+    library = Library.open(mlps)
+    model = load_router(tmp_path / "router", library)
+    start = route(library, experts=("medical", "code"), depth=2)
+    assert not torch.equal(model.gates[0].weight, start.gates[0].weight)
+    assert len(kept_texts(tmp_path / "router")) == 3
+    loaded = AutoModelForCausalLM.from_pretrained(told["whole"])
+    ids = torch.tensor([library.tokenizer(TEXT)["input_ids"]])
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
+    before = (tmp_path / "router" / "router.safetensors").stat().st_mtime_ns
+    assert asterism(*asked, *SHORT).code == 0
+    assert (tmp_path / "router" / "router.safetensors").stat().st_mtime_ns == before
+
+
+def test_eval_takes_the_texts_held_out_and_refuses_those_seen(asterism, mlps, file, data, tmp_path):
+    assert asterism("route", "train", mlps, tmp_path / "router", "--data", file, *SHORT).code == 0
+    page = tmp_path / "eval.html"
+    told = asterism("route", "eval", mlps, tmp_path / "router", "--max-length", 32, "--report", page, "--json").answer
+    library, texts = Library.open(mlps), kept_texts(tmp_path / "router")
+    model = load_router(tmp_path / "router", library)
+    assert told["texts"] == len(texts) == 1
+    assert told["router_loss"]["loss"] == pytest.approx(float(read(model, library.tokenizer, texts, max_length=32)[1].mean()), abs=1e-5)
+    assert [row["name"] for row in told["rivals"]] == ["generalist", "medical", "code", "legal"]
+    assert "Beside the models it is made of" in page.read_text()
+    refused = asterism("route", "eval", mlps, tmp_path / "router", "--data", file)
+    assert refused.code == 2
+    assert "learnt from these texts" in refused.err
+    people = asterism("route", "eval", mlps, tmp_path / "router", "--data", data, "--domain", "medical")
+    assert people.code == 0, people.err
+    for part in ("the router saves", "generalist", "Load of each block's gate", "entropy, bits"):
+        assert part in people.out
+
+
+def test_untrained_routers_need_no_task(asterism, mlps, data, tmp_path):
+    ran = asterism("route", "train", mlps, tmp_path / "arrow", "--untrained", "arrow", "--top-k", 2, "--normalise", "--scale", 2, "--json")
+    assert ran.code == 0, ran.err
+    library = Library.open(mlps)
+    model = load_router(tmp_path / "arrow", library)
+    assert (model.config.mode, model.config.scale, model.config.num_experts_per_tok) == ("absolute", 2, 2)
+    torch.testing.assert_close(torch.stack([gate.weight for gate in model.gates]), arrow_gates(library).weights)
+    (tmp_path / "prompts.yaml").write_text("medical: ['What dose?']\ncode: ['def add(a, b):']\n")
+    for asked in (("prompts", "--prompts", tmp_path / "prompts.yaml"), ("average", "--data", data, "--with-generalist")):
+        ran = asterism("route", "train", mlps, tmp_path / asked[0], "--untrained", *asked, "--json")
+        assert ran.code == 0, ran.err
+    assert load_router(tmp_path / "prompts", library).config.experts == ["medical", "code"]
+    seen = asterism("route", "eval", mlps, tmp_path / "average", "--data", data / "medical.train.jsonl")
+    assert "learnt from these texts" in seen.err
+
+
+def test_show_tells_and_draws_every_token(asterism, mlps, tmp_path):
+    assert asterism("route", "train", mlps, tmp_path / "arrow", "--untrained", "arrow", "--json").code == 0
+    page = tmp_path / "text.html"
+    told = asterism("route", "show", mlps, tmp_path / "arrow", TEXT, "--out", page, "--json").answer
+    assert "".join(told["tokens"]).endswith(TEXT)
+    assert all(sum(rows) == pytest.approx(1) for rows in zip(*(told["shares"][name][1] for name in told["models"]), strict=True))
+    assert "Where the tokens of a text go" in page.read_text()
+    people = asterism("route", "show", mlps, tmp_path / "arrow", TEXT)
+    assert "Weights on every token" in people.out
+
+
+def test_export_writes_either_form(asterism, mlps, tmp_path):
+    assert asterism("route", "train", mlps, tmp_path / "prompts", "--untrained", "arrow", "--json").code == 0
+    refused = asterism("route", "export", mlps, tmp_path / "prompts", tmp_path / "moe")
+    assert refused.code == 2
+    assert "mode absolute" in refused.err
+    assert asterism("route", "export", mlps, tmp_path / "prompts", tmp_path / "routed", "--as", "routed").code == 0
+    assert (tmp_path / "routed" / "tokenizer.json").exists()
+
+
+def test_what_is_wrong_is_told(asterism, mlps, original, file, tmp_path):
+    small = ("--data", file, *SHORT)
+    for given, wrong in (
+        (("train", mlps, tmp_path / "r"), "--untrained arrow"),
+        (("train", mlps, tmp_path / "r", *small, "--experts", "medicl,code"), "did you mean 'medical'"),
+        (("train", mlps, tmp_path / "r", *small, "--top-k", 4), "1 <= top_k <= 3"),
+        (("train", mlps, tmp_path / "r", *small, "--held-out", 0.01), "Too few texts to hold some out"),
+        (("train", mlps, tmp_path / "r", *small, "--gate", "fixed"), "linear or mlp"),
+        (("train", original, tmp_path / "r", *small), 'attention="generalist"'),
+        (("train", mlps, tmp_path / "r", "--untrained", "average"), "--data"),
+        (("train", mlps, tmp_path / "r", "--untrained", "arrow", "--mode", "cosine"), "mode of their own"),
+        (("eval", mlps, tmp_path), "no texts"),
+        (("show", mlps, tmp_path, "text"), "no router here"),
+        (("show", mlps, tmp_path, " "), "empty"),
+        (("trian", mlps), "Did you mean 'train'"),
+        (("eval", mlps), "`asterism route eval --help`"),
+    ):
+        ran = asterism("route", *given)
+        assert ran.code == 2, given
+        assert wrong in ran.err, given
+        assert not (tmp_path / "r").exists()
+
+
+def test_a_router_of_another_library_is_refused(asterism, mlps, tmp_path):
+    assert asterism("route", "train", mlps, tmp_path / "arrow", "--untrained", "arrow").code == 0
+    other = tiny.tiny_library(tmp_path / "other", "qwen2", ("medical", "code", "legal"), "mlp", seed=3).root
+    for command in (("show", other, tmp_path / "arrow", "text"), ("export", other, tmp_path / "arrow", tmp_path / "out")):
+        assert "made with another library" in asterism("route", *command).err
+
+
+def test_a_group_shows_its_commands(asterism):
+    for given in (("route",), ("route", "--help")):
+        ran = asterism(*given)
+        assert "export" in ran.out + ran.err
+        assert "error" not in ran.err
