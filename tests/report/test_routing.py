@@ -58,7 +58,9 @@ def test_parts_that_were_not_measured_are_left_out():
     assert "The weights of this text&#39;s" in shown
 
 
-@pytest.mark.parametrize(("share", "told"), [(0.1, "choose one expert"), (0.5, "lean to some experts"), (0.95, "hardly tell tokens apart")])
+@pytest.mark.parametrize(
+    ("share", "told"), [(0.1, "mostly choose one expert"), (0.5, "lean to some experts"), (0.95, "hardly tell tokens apart")]
+)
 def test_entropy_is_put_into_words(share, told):
     found = router()
     for own in found["blocks"]:

@@ -19,8 +19,8 @@ def test_every_token_is_shown_once_and_blanks_are_seen():
     shown = texts(token_map(words, ["0", "1"], [[0.5] * len(words)] * 2, name="math"))
     assert [text for text in shown if text.startswith("w") and text[1:].isdigit()] == words
     assert "weight of math; a row a block, from the first" in shown
-    brief = texts(token_map(["\n", " def", "  ", "incomprehensible"], ["all"], [[0.1, 0.2, 0.3, 0.4]], name="math"))
-    assert brief[:4] == ["⏎", "def", "␣␣", "incompreh…"]
+    brief = texts(token_map(["\n", " def", "\n    ", "incomprehensible"], ["all"], [[0.1, 0.2, 0.3, 0.4]], name="math"))
+    assert brief[:4] == ["⏎", "def", "⏎␣4", "incompreh…"]
 
 
 def test_experts_of_several_blocks_count_for_their_model():

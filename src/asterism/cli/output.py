@@ -138,7 +138,7 @@ def _loads(found: Mapping[str, Any]) -> None:
         for expert, share in zip(own["experts"], own["mass"], strict=True):
             mass[expert["model"]] += share
         rows.append([str(own["block"]), f"{own['entropy']:.2f}", f"{own['effective']:.2f}", *(f"{mass[name]:.0%}" for name in names)])
-    table("Load of each block's gate", ["block", "entropy, bits", "experts that carry", *names], rows)
+    table("Load of each block's gate", ["block", "entropy, bits", "effective experts", *names], rows)
     if "report" in found:
         line(f"report: {found['report']}")
 

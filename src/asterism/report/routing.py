@@ -76,7 +76,7 @@ def _decided(blocks: Sequence[Mapping[str, Any]]) -> str:
     most = math.log2(len(blocks[0]["mass"]))
     entropy = _mean([own["entropy"] for own in blocks])
     told = f"A token's weights have {entropy:.2f} bits of entropy on average, of at most {most:.2f}"
-    sure = "gates choose one expert" if entropy < 0.25 * most else "gates lean to some experts" if entropy < 0.9 * most else ""
+    sure = "gates mostly choose one expert" if entropy < 0.25 * most else "gates lean to some experts" if entropy < 0.9 * most else ""
     return f"{told}: the {sure}." if sure else f"{told}: the gates hardly tell tokens apart, so a fixed mixture would do nearly the same."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,11 @@ def model_shares(blocks: Sequence[Mapping[str, Any]], name: str) -> list[float]:
 
 
 def _shown(token: str) -> str:
-    """A token short enough for a label; the blank before a word goes without saying, others are made visible."""
-    seen = token.strip() or token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+    """A token short enough for a label; the blank before a word goes without saying, a token of blanks tells how many."""
+    seen = token.strip() or "".join(_blank(run) for run in re.findall(r"\n+|\t+| +|.", token))
     return seen if len(seen) <= LONGEST else seen[: LONGEST - 1] + "…"
+
+
+def _blank(run: str) -> str:
+    mark = {"\n": "⏎", "\t": "⇥", " ": "␣"}.get(run[:1], run)
+    return mark if len(run) == 1 else f"{mark}{len(run)}"
