@@ -82,4 +82,4 @@ def test_commands_and_options_in_the_documents_exist():
 
 def test_every_command_has_a_guide_page():
     guides = {path.stem for path in (ROOT / "docs" / "guide").glob("*.md")}
-    assert {"demo", "train", "index", "calibrate", "compat", "diagnose", "explain", "compose", "generate", "evaluate"} <= guides
+    assert {"demo", "train", "index", "calibrate", "compat", "route", "diagnose", "explain", "compose", "generate", "evaluate"} <= guides
