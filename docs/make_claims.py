@@ -1,4 +1,4 @@
-"""python docs/make_claims.py [--check]: write docs/claims.md, the claims register, from the ladder's results, where there are any."""
+"""python docs/make_claims.py [--check]: write docs/claims.md, the claims registers, from the experiments' results, where there are any."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "claims.md"
 RESULTS = ROOT / "experiments" / "constellation" / "results.json"
+ROUTING = ROOT / "experiments" / "route" / "results.json"
 sys.path.insert(0, str(ROOT))  # experiments/ is no installed package
 
 from experiments.constellation.claims import judged, where_the_noise_goes  # noqa: E402
 from experiments.constellation.view import View  # noqa: E402
-from experiments.verdicts import by_theme, counted  # noqa: E402
+from experiments.route import claims as routing  # noqa: E402
+from experiments.verdicts import Claim, Verdict, by_theme, counted  # noqa: E402
 
 HEAD = """# The paper's claims, tested
 
@@ -31,19 +33,38 @@ Gini and entropy are means over seeds with their range. "Surely" means that the 
 """
 
 
-def page(results: Mapping[str, Any]) -> str:
-    """The whole page."""
+SECOND = """# Compatible specialization: its claims, tested
+
+From `experiments/route/results.json`. Losses are of held-out texts, in nats a token; a gain is the mean difference between two ways' losses
+text by text, each text's losses averaged over seeds first, with its 95 % bootstrap interval over texts. "Surely" means that this
+interval excludes zero and no seed disagrees; where only seeds can tell (CKA), that every seed agrees, with their range beside the mean.
+"""
+
+
+def page(results: Mapping[str, Any], routed: Mapping[str, Any] | None = None) -> str:
+    """The whole page; the second part where routing has been measured."""
     view, register = View(results), judged(results)
     parts = [HEAD, measured_on(view), f"**{counted(register)}.**\n"]
-    for theme, rows in by_theme(register).items():
-        parts += [f"## {theme}\n", "| claim | where | verdict | measured | criterion, and why |", "| --- | --- | --- | --- | --- |"]
-        for claim, verdict in rows:
-            figures = "<br>".join(verdict.measured) or "–"
-            parts.append(f"| {claim.text} | {claim.where} | **{verdict.outcome}** | {figures} | {claim.criterion} *{verdict.why}* |")
-        parts.append("")
-        if theme == "Noise":
-            parts += [where_the_noise_goes(view), ""]
-    return "\n".join(parts)
+    for theme, lines in by_theme(register).items():
+        parts += [*told(theme, lines), *([where_the_noise_goes(view), ""] if theme == "Noise" else [])]
+    return "\n".join(parts + (second(routed) if routed else []))
+
+
+def second(results: Mapping[str, Any]) -> list[str]:
+    """The part on routing between experts."""
+    register, model = routing.judged(results), results["model"]
+    size = f"{model['parameters']:,} parameters, {model['blocks']} blocks of width {model['hidden']}"
+    measured = f"Measured on a generalist of {size}, and experts of seeds {', '.join(map(str, results['seeds']))}.\n"
+    return [SECOND, measured, f"**{counted(register)}.**\n", *(part for each in by_theme(register).items() for part in told(*each))]
+
+
+def told(theme: str, lines: list[tuple[Claim, Verdict]]) -> list[str]:
+    """One theme as a table."""
+    parts = [f"## {theme}\n", "| claim | where | verdict | measured | criterion, and why |", "| --- | --- | --- | --- | --- |"]
+    for claim, verdict in lines:
+        figures = "<br>".join(verdict.measured) or "–"
+        parts.append(f"| {claim.text} | {claim.where} | **{verdict.outcome}** | {figures} | {claim.criterion} *{verdict.why}* |")
+    return [*parts, ""]
 
 
 def measured_on(view: View) -> str:
@@ -59,7 +80,8 @@ def main() -> None:
     """Write the page, or with --check say that it is not in step."""
     if not RESULTS.exists():
         return
-    made = page(json.loads(RESULTS.read_text("utf-8")))
+    routed = json.loads(ROUTING.read_text("utf-8")) if ROUTING.exists() else None
+    made = page(json.loads(RESULTS.read_text("utf-8")), routed)
     if "--check" not in sys.argv:
         PAGE.write_text(made, "utf-8")
     elif not PAGE.exists() or PAGE.read_text("utf-8") != made:

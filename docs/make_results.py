@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "images" / "who-wins.svg"
 EXPERIMENT = ROOT / "experiments" / "constellation"
 MERGES = ROOT / "experiments" / "merge" / "results.json"
+ROUTING = ROOT / "experiments" / "route" / "results.json"
 BENCHMARKS = ROOT / "benchmarks" / "results.json"
 sys.path.insert(0, str(ROOT))  # experiments/ is no installed package
 
@@ -23,6 +24,8 @@ from asterism.report.findings import LABELS  # noqa: E402
 from experiments.constellation import summaries, targets  # noqa: E402
 from experiments.constellation.advice import CLOSE  # noqa: E402
 from experiments.constellation.view import View  # noqa: E402
+from experiments.route import summaries as routes  # noqa: E402
+from experiments.route.view import View as Routes  # noqa: E402
 from experiments.tables import Table  # noqa: E402
 
 MERGED = ("linear", "task_arithmetic", "slerp", "dare_ties", "ties", "breadcrumbs", "della")
@@ -33,14 +36,16 @@ LIMITS = {
     "open_50_mb": "under 200", "help_s": "under 0.5", "prefill_ratio": "about 1", "fast_ratio": "about 1",
     "linear_speedup": "at least 2.5", "task_arithmetic_speedup": "at least 2.5", "slerp_speedup": "at least 3",
     "dare_ties_speedup": "at least 3", "ties_speedup": "at least 8", "breadcrumbs_speedup": "at least 8", "della_speedup": "at least 8",
+    "dense_ratio": "at least 0.8", "seconds_12x12": "under 60", "peak_gb": "under 1",
     "linear_copy_ratio": "at most 4", "ties_size_ratio": "about 2", "ties_models_ratio": "about 2",
     **{f"{name}_memory_ratio": "at most 0.5" for name in MERGED},
 }  # fmt: skip
 HEAD = """# What was measured
 
 Written by `docs/make_results.py` from `results.json`, `ideas.json` and `updating.json` of `experiments/constellation`, `results.json`
-of `experiments/merge` and `benchmarks/results.json`; `make check` holds it in step, and a part whose JSON has not been made yet is left
-out. No figure here was typed by hand. [experiments/LOG.md](../experiments/LOG.md) says what was tried and what failed.
+of `experiments/merge` and `experiments/route`, and `benchmarks/results.json`; `make check` holds it in step, and a part whose JSON has
+not been made yet is left out. No figure here was typed by hand. [experiments/LOG.md](../experiments/LOG.md) says what was tried and what
+failed.
 """
 
 
@@ -240,6 +245,21 @@ def _cell(losses: Mapping[tuple, float], wins: Mapping[tuple, float], name: str,
     return f"{losses[name, task, protocol]:.3f} ({won})"
 
 
+def routing(made: Mapping[str, Any]) -> list[str]:
+    """Routing between experts: the ladder of degrees of freedom, training, everyone, the curve, and the advice of `compat`."""
+    view, model = Routes(made), made["model"]
+    counts = [f"{view.called(own['name'])} {own['adapt']} / {own['chosen']} / {own['tested']}" for own in made["targets"]]
+    return [
+        "## Routing between experts\n",
+        f"`python -m experiments.route`: a generalist of {model['parameters']:,} parameters trained from nothing, experts of which only",
+        f"the MLPs were trained, seeds {', '.join(map(str, view.seeds))}. Texts of each target to train on / to choose by / held out:",
+        f"{'; '.join(counts)}.",
+        "A gain pairs the losses of two ways text by text (95 % bootstrap interval over texts; a text's losses are averaged over seeds",
+        "first). What the paper claims is held against these figures in [claims.md](claims.md).\n",
+        *(part for each in routes.tables(view) for part in markdown(each)),
+    ]
+
+
 def speed(kept: list[dict[str, Any]]) -> list[str]:
     """The benchmarks' metrics beside their limits."""
     rows = [[b["name"], f"`{m}`", f"{v:g}" if v is not None else "-", LIMITS.get(m, "")] for b in kept for m, v in b["metrics"].items()]
@@ -260,6 +280,7 @@ def page() -> str:
         (EXPERIMENT / "ideas.json", choice),
         (EXPERIMENT / "updating.json", renewed),
         (MERGES, merges),
+        (ROUTING, routing),
         (BENCHMARKS, speed),
     )
     for path, told in sources:
