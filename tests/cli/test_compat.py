@@ -29,15 +29,17 @@ def test_compat_measures_what_python_measures(asterism, original, data):
     assert (found["advice"], found["reason"]) == (want.advice, want.reason)
 
 
-def test_people_see_tables_and_the_advice(asterism, original, data):
-    told = asterism("compat", original, "medical", "generalist", "--data", data, *FEW)
+def test_people_see_tables_the_advice_and_a_page(asterism, original, data, tmp_path):
+    told = asterism("compat", original, "medical", "generalist", "--data", data, *FEW, "--report", tmp_path / "page.html")
     assert told.code == 0, told.err
+    assert "Within medical, target texts" in (tmp_path / "page.html").read_text()
     for part in (
         "Losses on",
         "The path from generalist to medical",
         "barrier:",
         "Deltas from the generalist",
         "CKA on target texts",
+        "CKA within generalist",
         "advice:",
     ):
         assert part in told.out

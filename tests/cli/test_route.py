@@ -41,6 +41,7 @@ def test_a_router_is_trained_told_and_not_trained_twice(asterism, mlps, file, tm
     assert (told["texts"], told["held_out"], told["experts"], told["gates"]) == (9, 3, ["medical", "code"], 3 * 4 * 16)
     assert told["training"]["method"] == "router"
     assert told["training"]["schedule"] == "cosine_to_tenth"
+    assert told["settings"]["depth"] == 2
     library = Library.open(mlps)
     model = load_router(tmp_path / "router", library)
     start = route(library, experts=("medical", "code"), depth=2)
@@ -102,6 +103,7 @@ def test_show_tells_and_draws_every_token(asterism, mlps, tmp_path):
 
 def test_export_writes_either_form(asterism, mlps, tmp_path):
     assert asterism("route", "train", mlps, tmp_path / "prompts", "--untrained", "arrow", "--json").code == 0
+    assert "--data" in asterism("route", "eval", mlps, tmp_path / "prompts").err
     refused = asterism("route", "export", mlps, tmp_path / "prompts", tmp_path / "moe")
     assert refused.code == 2
     assert "mode absolute" in refused.err
@@ -120,7 +122,7 @@ def test_what_is_wrong_is_told(asterism, mlps, original, file, tmp_path):
         (("train", original, tmp_path / "r", *small), 'attention="generalist"'),
         (("train", mlps, tmp_path / "r", "--untrained", "average"), "--data"),
         (("train", mlps, tmp_path / "r", "--untrained", "arrow", "--mode", "cosine"), "mode of their own"),
-        (("eval", mlps, tmp_path), "no texts"),
+        (("eval", mlps, tmp_path), "no router here"),
         (("show", mlps, tmp_path, "text"), "no router here"),
         (("show", mlps, tmp_path, " "), "empty"),
         (("trian", mlps), "Did you mean 'train'"),
@@ -137,6 +139,18 @@ def test_a_router_of_another_library_is_refused(asterism, mlps, tmp_path):
     other = tiny.tiny_library(tmp_path / "other", "qwen2", ("medical", "code", "legal"), "mlp", seed=3).root
     for command in (("show", other, tmp_path / "arrow", "text"), ("export", other, tmp_path / "arrow", tmp_path / "out")):
         assert "made with another library" in asterism("route", *command).err
+
+
+def test_a_router_is_evaluated_beside_everything_else(asterism, original, data, tmp_path):
+    arrow = tmp_path / "arrow"
+    assert asterism("route", "train", original, arrow, "--untrained", "arrow", "--attention", "mean").code == 0
+    few = ("--single-per-domain", 1, "--cross-per-pair", 1, "--max-length", 24, "--protocol", "whole", "--out", tmp_path / "out", "--json")
+    ran = asterism("evaluate", original, "--data", data, "--routers", f"arrow={arrow}", *few)
+    assert ran.code == 0, ran.err
+    assert "router:arrow" in {row["candidate"] for row in ran.answer["losses"]}
+    assert "arrow router" in (tmp_path / "out" / "report.html").read_text()
+    refused = asterism("evaluate", original, "--data", data, "--routers", "arrow", *few)
+    assert "name=FOLDER" in refused.err
 
 
 def test_a_group_shows_its_commands(asterism):

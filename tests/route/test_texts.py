@@ -89,6 +89,7 @@ def test_what_a_router_has_seen_is_known_again(tmp_path):
 def test_a_router_without_a_record_has_seen_nothing_and_a_damaged_one_is_told(tmp_path):
     assert kept_texts(tmp_path) == []
     check_unseen(tmp_path, ["one"])
-    (tmp_path / "texts.json").write_text('{"seen": 3}')
-    with pytest.raises(StorageError, match="damaged"):
-        kept_texts(tmp_path)
+    for record in ("[]", '{"seen": []}', '{"format_version": 9, "seen": [], "held_out": []}'):
+        (tmp_path / "texts.json").write_text(record)
+        with pytest.raises(StorageError, match="cannot be read"):
+            kept_texts(tmp_path)

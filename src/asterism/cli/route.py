@@ -17,6 +17,7 @@ from asterism.route.settings import RouterSettings
 if TYPE_CHECKING:
     from asterism.models.library import Library
     from asterism.models.routed import RoutedForCausalLM
+    from asterism.route.texts import TaskTexts
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -72,7 +73,9 @@ def train(
     elif data is None:
         raise SettingsError("A router learns from texts.", met="no --data", mend="give --data, or --untrained arrow")
     else:
-        told = _trained(library, out, (data, domain, held_out), settings, attention, given)
+        from asterism.route.texts import task_texts
+
+        told = _trained(library, out, task_texts(data, domain, held_out=held_out, seed=given.seed), settings, attention, given)
     if whole and is_first_process():
         from asterism.route.build import load_router
         from asterism.route.export import export_routed
@@ -88,7 +91,7 @@ def train(
         if "whole" in told:
             line(f"whole model: {told['whole']}")
 
-    return {"router": out, **told, "settings": settings.model_dump(mode="json")}, show
+    return {"router": out, **told}, show
 
 
 @command(group=app, name="eval")
@@ -109,15 +112,14 @@ def evaluate(
 
     Its loss stands beside the generalist's and each specialist's, text by text; each block's load tells how its gate spreads the tokens.
     """
+    opened, model, told = _opened(library, router, given)
+    from asterism.route.comparison import compare
     from asterism.route.texts import check_unseen, heldout_texts, kept_texts
 
     texts = heldout_texts(data, domain) if data else kept_texts(router)
     if not texts:
         raise SettingsError("There are no texts to tell the router by.", met=f"{router} has kept none", mend="give --data")
     check_unseen(router, texts)
-    opened, model, told = _opened(library, router, given)
-    from asterism.route.comparison import compare
-
     told |= compare(model, opened, texts, max_length=max_length, seed=given.seed).to_dict()
     told |= _reported(told, report)
 
@@ -184,17 +186,13 @@ def export(
     return {"out": out, "as": form, **told}, show
 
 
-def _trained(
-    root: Path, out: Path, source: tuple[str, str | None, float], settings: RouterSettings, attention: Any, given: Given
-) -> dict[str, Any]:
+def _trained(root: Path, out: Path, texts: TaskTexts, settings: RouterSettings, attention: Any, given: Given) -> dict[str, Any]:
     from asterism.models.library import Library
     from asterism.route.build import route
-    from asterism.route.texts import keep_texts, task_texts
+    from asterism.route.texts import keep_texts
     from asterism.route.training import train_router
 
     training = given.settings(TrainingSettings, TrainingSettings(**PRESETS["router"]))
-    data, domain, held_out = source
-    texts = task_texts(data, domain, held_out=held_out, seed=given.seed)
     library = Library.open(root, dtype=torch_dtype(given.dtype or "float32"))  # whatever the models are stored in
     model = route(library, settings, attention=attention)
     train_router(model, library.tokenizer, texts.train, out, training, device=given.device)
@@ -220,7 +218,8 @@ def _untrained(
 
 
 def _gates(model: RoutedForCausalLM) -> dict[str, Any]:
-    return {"experts": model.config.experts, "gates": sum(gate.numel() for gate in model.gate_state().values())}
+    numbers = sum(gate.numel() for gate in model.gate_state().values())
+    return {"experts": model.config.experts, "gates": numbers, "settings": model.config.origin["settings"]}
 
 
 def _opened(root: Path, router: Path, given: Given) -> tuple[Library, RoutedForCausalLM, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from asterism.report.figures import INK, LINE, MARKERS, MUTED, SERIES, as_svg, canvas, legend, plain_style
+from asterism.report.figures import INK, LINE, MARKERS, MUTED, SERIES, as_svg, canvas, legend, legend_columns, plain_style
 
 Point = tuple[float, float, float, float]
 """(place, loss, low, high); low and high are the ends of a 95 % interval."""
@@ -44,7 +44,7 @@ def path_curves(
         tick.set_horizontalalignment(side)
     axes.set_xlabel(f"share of {ends[1]}")
     axes.set_ylabel(_loss(n))
-    legend(figure, axes, _columns(list(paths)))
+    legend(figure, axes, legend_columns(list(paths)))
     return as_svg(figure, f"Loss along the path from {ends[0]} to {ends[1]}", "path")
 
 
@@ -64,7 +64,7 @@ def loss_curves(
         )  # fmt: skip
     axes.set_xlabel(xlabel)
     axes.set_ylabel(_loss(n))
-    legend(figure, axes, _columns(list(series)))
+    legend(figure, axes, legend_columns(list(series)))
     return as_svg(figure, title, "loss-curves")
 
 
@@ -89,13 +89,13 @@ def loss_by_similarity(
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(_loss(n))
-    legend(figure, axes, _columns(list(series)))
+    legend(figure, axes, legend_columns(list(series)))
     return as_svg(figure, title, "loss-by-similarity")
 
 
 def _axes(names: Sequence[str]):
     """A canvas with room for the legend of these names, and a grid."""
-    figure, axes = canvas(2.4, left=0.6, top=0.1 + 0.19 * -(-len(names) // _columns(names)), right=0.15)
+    figure, axes = canvas(2.4, left=0.6, top=0.1 + 0.19 * -(-len(names) // legend_columns(names)), right=0.15)
     axes.grid(color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
     return figure, axes
@@ -117,8 +117,3 @@ def _levels(axes, levels: Mapping[str, float]) -> None:
 
 def _loss(n: int) -> str:
     return f"loss, nats a token (n = {n})"
-
-
-def _columns(names: Sequence[str]) -> int:
-    """Columns of a legend of these names that fit the figure's width."""
-    return 3 if max(map(len, names), default=0) <= 14 else 2

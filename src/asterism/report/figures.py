@@ -228,6 +228,11 @@ def legend(figure, axes, columns: int) -> None:
     axes.legend(ncols=columns, frameon=False, fontsize=8.5, borderaxespad=0.1, handlelength=1, handletextpad=0.4, labelcolor=INK, **where)
 
 
+def legend_columns(names: Sequence[str]) -> int:
+    """Columns of a legend of these names that fit the figure's width."""
+    return 3 if max(map(len, names), default=0) <= 14 else 2
+
+
 def label_room(labels: Sequence[str]) -> float:
     """Inches that the longest label needs."""
     return 0.068 * max(map(len, labels), default=0) + 0.15

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from asterism.report.figures import INK, LINE, MARKERS, MUTED, SERIES, Bar, as_svg, canvas, label_room, legend, plain_style
+from asterism.report.figures import INK, LINE, MARKERS, MUTED, SERIES, Bar, as_svg, canvas, label_room, legend, legend_columns, plain_style
 
 
 @plain_style
@@ -24,7 +24,7 @@ def ladder(
     names = list(dict.fromkeys(bar[0] for bars in rungs.values() for bar in bars))
     single = len(rungs) == 1
     told = [*([] if single else rungs), *(levels or {})]
-    columns = 3 if max(map(len, told), default=0) <= 14 else 2
+    columns = legend_columns(told)
     top = 0.1 + 0.19 * -(-len(told) // columns) if told else 0.08
     figure, axes = canvas(max(0.24, 0.16 + 0.1 * len(rungs)) * len(names), left=label_room(names), top=top, right=0.5 if single else 0.1)
     step = 0.6 / len(rungs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,15 @@ def _sent(found: Mapping[str, Any]) -> list[str]:
 
 def _decided(blocks: Sequence[Mapping[str, Any]]) -> str:
     """How sure the gates are."""
-    import math
-
-    most = math.log2(len(blocks[0]["mass"]))
+    most = log2(len(blocks[0]["mass"]))
     entropy = _mean([own["entropy"] for own in blocks])
-    told = f"A token's weights have {entropy:.2f} bits of entropy on average, of at most {most:.2f}"
-    sure = "gates mostly choose one expert" if entropy < 0.25 * most else "gates lean to some experts" if entropy < 0.9 * most else ""
-    return f"{told}: the {sure}." if sure else f"{told}: the gates hardly tell tokens apart, so a fixed mixture would do nearly the same."
+    if entropy < 0.25 * most:
+        sure = "the gates mostly choose one expert"
+    elif entropy < 0.9 * most:
+        sure = "the gates lean to some experts"
+    else:
+        sure = "the gates hardly tell tokens apart, so a fixed mixture would do nearly the same"
+    return f"A token's weights have {entropy:.2f} bits of entropy on average, of at most {most:.2f}: {sure}."
 
 
 def _losses(found: Mapping[str, Any]) -> str:

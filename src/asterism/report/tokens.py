@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asterism.report.figures import HIGH, INK, LOW, SERIES, WIDTH, as_svg, canvas, cells, colour_scale, legend, plain_style
+from asterism.report.figures import HIGH, INK, LOW, SERIES, WIDTH, as_svg, canvas, cells, colour_scale, legend, legend_columns, plain_style
 
 LINE_OF = 32
 """Tokens side by side."""
@@ -50,7 +50,7 @@ def load_bars(blocks: Sequence[Mapping[str, Any]], models: Sequence[str]) -> str
 
     A model's experts of several blocks count together.
     """
-    columns = 3 if max(map(len, models), default=0) <= 14 else 2
+    columns = legend_columns(models)
     top = 0.3 + 0.19 * -(-len(models) // columns)
     figure, axes = canvas(min(0.24, 4.5 / len(blocks)) * len(blocks), left=0.5, top=top, right=0.62)
     lefts = [0.0] * len(blocks)

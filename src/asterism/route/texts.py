@@ -117,7 +117,7 @@ def _record(folder: str | Path) -> tuple[set[str], list[str]]:
     if not path.is_file():
         return set(), []
     record = read_json(path)
-    try:
-        return set(record["seen"]), list(record["held_out"])
-    except (KeyError, TypeError):
-        raise StorageError("A router's record of its texts is damaged.", met=path, mend="train the router again") from None
+    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION or not {"seen", "held_out"} <= set(record):
+        mend = "train the router again, with this version of asterism"
+        raise StorageError("A router's record of its texts cannot be read.", met=path, mend=mend)
+    return set(record["seen"]), record["held_out"]
