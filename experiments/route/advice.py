@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from asterism.constellation.diagnosis import CLOSE
+from asterism.evaluate.candidates import DEFAULT
 from asterism.route.advice import BARRIER, ORDER, SIMILAR
-from experiments.route.table import DEFAULT
 from experiments.route.workshop import Workshop
 
 WAYS = ("neither", "merge", "compose", "route")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from asterism.constellation.diagnosis import CLOSE
 from asterism.core.corpus import GENERAL
 from experiments.route.gather import MERGING
 from experiments.route.judging import (
-    HARDLY,
     beats,
     counterparts,
     each_rung,
@@ -117,7 +117,7 @@ CLAIMS = (
     Claim(
         "data-mix", TRAINING, "Experts trained with pretraining text mixed in, meant to stay compatible, are no better to route between "
         "(1.35 against 1.30).", "3, A.4, Table 3",
-        f"Held if the upper end of their gain lies below {HARDLY:g} nats; not held if the lower end lies above it.",
+        f"Held if the upper end of their gain lies below {CLOSE:g} nats; not held if the lower end lies above it.",
         no_better(MIX, "layer"),
     ),
     Claim(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from asterism.evaluate.candidates import DEFAULT
 from asterism.models.library import Library
 from asterism.route.settings import RouterSettings
 from experiments.route.compared import compared, interpolations, similarities
-from experiments.route.table import DEFAULT, MODES, composed
+from experiments.route.table import MODES, composed
 from experiments.route.workshop import Workshop, told
 
 TARGET = "cross"

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from asterism.core.statistics import bootstrap_mean
+from asterism.evaluate.candidates import DEFAULT
 from asterism.models.anatomy import anatomy_of, skeleton
 from asterism.models.loading import read_config
 from experiments.constellation.models import GENERALIST
 from experiments.route.advice import advice_rows, calibrated
 from experiments.route.compared import INTERPOLATION
 from experiments.route.ladder import RUNGS
-from experiments.route.table import DEFAULT
 from experiments.route.tuned import FINETUNED
 from experiments.route.workshop import PROTOCOLS, Workshop
 

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
+from asterism.constellation.diagnosis import CLOSE
 from asterism.core.corpus import GENERAL
 from experiments.measures import Measure
 from experiments.route.view import Row, View, measure, seeds
 from experiments.verdicts import Outcome, Verdict, everywhere, side, unmeasured
 
 Rule = Callable[[View], Verdict]
-HARDLY = 0.01
-"""Nats a token within which two ways are as good as each other: as in the advice."""
 
 
 def sure(found: Row, bound: float = 0.0) -> Outcome:
@@ -41,14 +40,14 @@ def beats(candidate: str, rival: str, *targets: str) -> Rule:
 
 
 def no_better(candidate: str, rival: str, target: str = "cross") -> Rule:
-    """The candidate is not better than the rival by more than HARDLY."""
+    """The candidate is not better than the rival by more than CLOSE."""
 
     def judge(view: View) -> Verdict:
         found = view.gain(target, candidate, rival)
         if not found:
             return unmeasured(f"{candidate} and {rival}")
         name = view.called(target)
-        return everywhere({name: side(found["high"] < HARDLY, found["low"] > HARDLY)}, {"gain": {name: measure(found)}}, places="targets")
+        return everywhere({name: side(found["high"] < CLOSE, found["low"] > CLOSE)}, {"gain": {name: measure(found)}}, places="targets")
 
     return judge
 

@@ -55,7 +55,7 @@ def config_of(recipe: Recipe) -> PreTrainedConfig | None:
     """The config of all models, without the network; None where it cannot be had so."""
     if isinstance(recipe.start, Scratch):
         shape = recipe.start.model_dump(exclude={"shape", "tokenizer"})
-        return new_config(recipe.start.shape, **shape)
+        return new_config(recipe.start.shape, **shape, bos_token_id=0, eos_token_id=0)
     try:
         return AutoConfig.from_pretrained(recipe.start, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
