@@ -12,7 +12,7 @@ from asterism.report.findings import listed
 def rendered(template: Path, **values: Any) -> str:
     """The page that a template file makes of the values; it may extend and import those of `asterism.report` and those beside it.
 
-    Filters: `svg` (a figure), `cell` (a table's value), `listed` (words). Equal values give equal text.
+    Filters: `svg` (a figure), `cell` (a table's value), `marked` (words with Markdown's code and bold), `listed`. Equal values give equal text.
     """
     from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -20,7 +20,7 @@ def rendered(template: Path, **values: Any) -> str:
     folders = FileSystemLoader([template.parent, Path(__file__).parent])
     loader = ChoiceLoader([folders, PackageLoader("asterism.report")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= dict(svg=Markup, cell=cell, listed=listed)
+    environment.filters |= dict(svg=Markup, cell=cell, marked=marked, listed=listed)
     page = environment.get_template(template.name).render(**values)
     return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", page)
 
@@ -33,7 +33,17 @@ def cell(value: Any) -> Any:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}".replace("-", "−")
+    if isinstance(value, str):
+        return marked(value)
     figure, bracket, rest = str(value).partition(" (")
-    if isinstance(value, str) or not bracket:
-        return str(value)
+    if not bracket:
+        return figure
     return Markup(f'{escape(figure)} <span class="interval">({escape(rest)}</span>')
+
+
+def marked(text: str) -> Any:
+    """Words of a table or its note, which Markdown pages show too: `code` and **bold** as HTML."""
+    from markupsafe import Markup, escape
+
+    told = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", told))

@@ -24,6 +24,7 @@ from asterism.demo.corpus import write_corpus
 from asterism.evaluate import calibrate
 from asterism.evaluate.settings import EvaluationSettings
 from asterism.models.library import Library
+from experiments.compact import write_compact
 from experiments.constellation import __main__ as entry
 from experiments.constellation import bench, gather, ladder, models, rung, sweeps
 from tests import tiny
@@ -294,7 +295,7 @@ def test_an_order_moves_the_basis_with_the_domains(tmp_path):
 
 
 def test_results_are_compact_and_rounded(tmp_path):
-    gather.write_compact(tmp_path / "r.json", {"a": [{"x": 1 / 3}, {"x": 1e-9 / 3}], "b": {"c": 2}, "d": []})
+    write_compact(tmp_path / "r.json", {"a": [{"x": 1 / 3}, {"x": 1e-9 / 3}], "b": {"c": 2}, "d": []})
     text = Path(tmp_path / "r.json").read_text("utf-8")
     assert json.loads(text) == {"a": [{"x": 0.333333}, {"x": 3.33333e-10}], "b": {"c": 2}, "d": []}
     assert len(text.splitlines()) == 8
