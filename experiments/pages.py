@@ -12,7 +12,7 @@ from asterism.report.findings import listed
 def rendered(template: Path, **values: Any) -> str:
     """The page that a template file makes of the values; it may extend and import those of `asterism.report` and those beside it.
 
-    Filters: `svg` (a figure), `cell` (a table's value), `marked` (words with Markdown's code and bold), `listed`. Equal values give equal text.
+    Filters: `svg` (a figure), `cell` (a table's value), `marked` (Markdown's code and bold), `listed`. Equal values give equal text.
     """
     from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
     from markupsafe import Markup
