@@ -176,7 +176,7 @@ def test_train_makes_a_library_from_nothing(asterism, data, tmp_path):
     )
     assert second.code == 0, second.err
     assert second.answer["settings"]["method"] == "mlp"
-    assert second.answer["settings"]["schedule"] == "cosine"
+    assert second.answer["settings"]["schedule"] == "cosine_to_tenth"
     library = Library.open(tmp_path / "new")
     assert library.names == ("legal",)
     assert library.config.model_type == "qwen2"
