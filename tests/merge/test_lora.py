@@ -297,6 +297,7 @@ def test_a_librarys_adapters_merge_by_name(tmp_path):
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "| mlp.c_fc | 5 | 5 | 0 |" in card
     assert "Task arithmetic" in card
+    assert all(f"| {source['model']} | `{source['digest'][:16]}` |" in card for source in told["sources"])
     library.add("both", tmp_path / "adapter")  # what is written is read
     torch.testing.assert_close(library.change("both", name).delta(1), want, rtol=0, atol=1e-6)
 
@@ -349,6 +350,10 @@ def test_what_is_no_merge_of_adapters_is_refused(places, tmp_path):
         merge_adapters(good, tmp_path / "mine")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "other"]
     merge_adapters(good, tmp_path / "out")
+    with pytest.raises(StorageError, match="made of"):
+        merge_adapters(recipe(folder, "uniform", ("one", str(tmp_path / "out")), base=None), tmp_path / "out")
+    with pytest.raises(StorageError, match=r"adapter_config.json is missing.\n  met:  .*base: a whole model: name it by itself"):
+        merge_adapters(recipe(folder, "uniform", ("one", str(folder / "base")), base=None), tmp_path / "third")
     merge_adapters(good, tmp_path / "out", rank=1)  # an earlier merge is replaced
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["rank"] == 1
 

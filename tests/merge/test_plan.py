@@ -205,10 +205,10 @@ def test_models_that_do_not_fit_together():
 
     assert told(layers=2).startswith("The models have different numbers of layers.\n  met:  3 in a, 2 in b\n")
     lacking = told(**{"model.layers.1.norm.weight": None})
-    assert lacking.startswith("A model lacks a tensor that another has.\n  met:  layers.1.norm.weight in b\n")
-    assert "met:  layers.1.norm.extra in a\n" in told(**{"model.layers.1.norm.extra": ((1,), "F32")})
-    assert "met:  extra.weight in a\n" in told(**{"model.extra.weight": ((1,), "F32")})
-    assert "met:  norm.weight in b\n" in told(**{"model.norm.weight": None})
+    assert lacking.startswith("A model lacks a tensor that another has.\n  met:  layers.1.norm.weight is in a, not in b\n")
+    assert "met:  layers.1.norm.extra is in b, not in a\n" in told(**{"model.layers.1.norm.extra": ((1,), "F32")})
+    assert "met:  extra.weight is in b, not in a\n" in told(**{"model.extra.weight": ((1,), "F32")})
+    assert "met:  norm.weight is in a, not in b\n" in told(**{"model.norm.weight": None})
     shape = told(**{"model.layers.2.mlp.down_proj.weight": ((WIDTH, 3 * WIDTH), "BF16")})
     assert "model.layers.2.mlp.down_proj.weight is [8, 24] in b, [8, 16] in a" in shape
     assert "architecture and size" in shape
@@ -279,7 +279,7 @@ def test_layer_ranges():
 
 def test_slices_lack_a_tensor():
     headers = {"org/two": header(**{"model.layers.1.norm.weight": None})}
-    assert "layers.1.norm.weight in org/two" in refusal(MismatchError, recipes.SLERP, headers)
+    assert "layers.1.norm.weight is in org/one, not in org/two" in refusal(MismatchError, recipes.SLERP, headers)
     planned(recipes.STACKED, {"org/two": header(**{"model.layers.0.norm.weight": None})})  # a layer that is not merged
 
 

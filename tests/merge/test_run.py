@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -132,6 +136,78 @@ def test_the_same_recipe_gives_the_same_bytes(places, tmp_path, method):
         assert not torch.equal(state(tmp_path / "seeded")["model.norm.weight"], first["model.norm.weight"])
 
 
+AGAIN = """
+import sys, torch
+from asterism.merge.run import merge_recipe
+assert torch.get_num_threads() == 2
+for place in sys.argv[1:]:
+    merge_recipe(place + ".yaml", place)
+"""
+WATCHED = """
+import sys
+from asterism.merge.files import Output
+from asterism.merge.run import merge_recipe
+seen, write = [], Output.write
+def watched(self, *given):
+    lines = open("/proc/self/status").read().splitlines()
+    seen.append(int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024)
+    write(self, *given)
+Output.write = watched
+merge_recipe(sys.argv[1] + ".yaml", sys.argv[1])
+print(len(seen), max(seen) - seen[0])
+"""
+
+
+def elsewhere(program: str, *merges: tuple[dict, Path]) -> str:
+    """Recipes merged by a program in a process of its own, with another hash seed and two threads; what it prints."""
+    for content, out in merges:
+        Path(f"{out}.yaml").write_text(json.dumps(content))
+    environment = {**os.environ, "PYTHONHASHSEED": "11", "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", program, *(str(out) for _, out in merges)]
+    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def plain(folder: Path, seed: int, layers: int, width: int) -> str:
+    """A checkpoint of matrices [width, width], one a layer."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    names = [f"model.layers.{number}.mlp.up_proj.weight" for number in range(layers)]
+    save_file({name: torch.randn(width, width, generator=generator).bfloat16() for name in names}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "num_hidden_layers": layers}))
+    return str(folder)
+
+
+def test_neither_threads_nor_the_hash_seed_nor_the_order_change_a_byte(tmp_path):
+    """On tensors large enough to be shared out among threads."""
+    models = [{"model": plain(tmp_path / f"model-{seed}", seed, 1, 400)} for seed in range(3)]
+    base = plain(tmp_path / "base", 7, 1, 400)
+    again, places = [], {}
+    for method, parameters in (
+        ("della", {"weight": 0.4, "density": 0.5}), ("ties", {"weight": 0.4, "density": 0.3}), ("model_stock", {}),
+        ("sce", {"select_topk": 0.3}), ("karcher", {}), ("linear", {"weight": 0.7}),
+    ):  # fmt: skip
+        content = {"merge_method": method, "models": models, "parameters": parameters}
+        content |= {} if run.named(method).base == "none" else {"base_model": base}
+        places[method] = tmp_path / method, tmp_path / f"{method}-again"
+        merge_recipe(content, places[method][0])
+        again.append((content | {"models": models[::-1]}, places[method][1]))
+    elsewhere(AGAIN, *again)
+    for method, (one, other) in places.items():
+        assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes(), method
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="this system does not tell how much memory is anonymous")
+def test_memory_follows_the_tensors_not_the_models(tmp_path):
+    """Anonymous memory grows by less than a few tensors, while the output is of 16 and the models of 48."""
+    width, layers = 1000, 16
+    base, *models = (plain(tmp_path / name, seed, layers, width) for seed, name in enumerate(("base", "one", "two")))
+    content = {"merge_method": "ties", "base_model": base, "models": [{"model": model} for model in models]}
+    printed = elsewhere(WATCHED, (content | {"parameters": {"weight": 0.4, "density": 0.5}}, tmp_path / "out"))
+    written, growth = map(int, printed.split())
+    assert written == layers
+    assert growth < 6 * 2 * width * width
+
+
 def test_an_adapter_is_merged_where_it_is_named(places, tmp_path):
     from peft import PeftModel
 
@@ -213,6 +289,27 @@ def test_a_tokenizer_rule_maps_embeddings_by_token(places, tmp_path):
     torch.testing.assert_close(rows[tokenizer.convert_tokens_to_ids("<two>")], own[-1])
 
 
+def test_a_union_does_not_depend_on_the_order_or_the_hash_seed(places, tmp_path):
+    """New tokens have the same numbers and rows, and of templates that are equally frequent it is the same."""
+    folder = places("qwen2", dtype=torch.bfloat16)
+    for number, (name, tokens) in enumerate({"x": ["<1>", "<2>"], "y": ["<3>", "<2>"], "z": ["<2>", "<4>", "<1>"]}.items()):
+        tokenizer = AutoTokenizer.from_pretrained(folder / BASE)
+        tokenizer.add_tokens(tokens)
+        tokenizer.chat_template = "{{ messages[0].content }} " + name
+        tiny.tiny_model("qwen2", number, torch.bfloat16, vocab_size=len(tokenizer)).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    models = [str(tmp_path / name) for name in ("z", "x", "y")]
+    content = recipe(
+        folder, "dare_ties", models=models, each={"weight": 0.3, "density": 0.5}, tokenizer_source="union", chat_template="auto"
+    )
+    merge_recipe(content, tmp_path / "first")
+    elsewhere(AGAIN, (content | {"models": content["models"][::-1]}, tmp_path / "again"))
+    for path in (tmp_path / "first").iterdir():
+        if path.name not in ("merge.json", "README.md"):  # they tell the recipe as it was given
+            assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "first")) == len(tiny.tiny_tokenizer()) + 4
+
+
 @pytest.mark.parametrize(("asked", "part"), [("chatml", "<|im_start|>"), ("{{ messages[0].content }} of my own", "of my own")])
 def test_a_chat_template_is_set(places, tmp_path, asked, part):
     content = recipe(places("qwen2"), "linear", base=False, each={"weight": 1.0}, chat_template=asked)
@@ -287,6 +384,40 @@ def test_what_is_refused_before_anything_is_opened(places, tmp_path):
     with pytest.raises(MismatchError, match="num_attention_heads"):
         merge_recipe(recipe(folder, "linear", base=False, models=[A, str(other)], each={"weight": 1.0}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_lies_beside_the_weights_is_checked_before_them(places, tmp_path, monkeypatch):
+    """A template for no tokenizer, a config that does not say how many layers it has: told while nothing is written."""
+    folder = places("qwen2")
+    monkeypatch.setattr(run, "writing", None)
+    bare = shutil.copytree(folder / A, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(SettingsError, match=r"needs a tokenizer.\n  met:  .*bare holds no tokenizer_config.json"):
+        merge_recipe(
+            recipe(folder, "linear", base=False, models=[str(bare)], each={"weight": 1.0}, chat_template="chatml"), tmp_path / "out"
+        )
+    untold = shutil.copytree(folder / A, tmp_path / "untold")
+    config = json.loads((untold / "config.json").read_text())
+    (untold / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name != "num_hidden_layers"}))
+    slices = [{"sources": [{"model": str(untold), "layer_range": [0, 2]}]}]
+    with pytest.raises(StorageError, match="how many layers"):
+        merge_recipe({"merge_method": "passthrough", "slices": slices}, tmp_path / "out")
+
+
+def test_no_merge_takes_the_place_of_what_it_is_made_of(places, tmp_path):
+    folder, out = places("qwen2"), tmp_path / "out"
+    merge_recipe(recipe(folder, "linear", base=False, each={"weight": 1.0}), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for place, models in ((out, [A, str(out)]), (tmp_path / "link", [str(out)]), (out, [str(tmp_path / "link"), A])):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(out)
+        with pytest.raises(StorageError, match=r"made of.\n  met:  .*, where .*(out|link) lies\n  mend: choose another folder"):
+            merge_recipe(recipe(folder, "linear", base=False, models=models, each={"weight": 1.0}), place)
+    inner = shutil.copytree(folder / B, out / "inner")
+    with pytest.raises(StorageError, match="made of"):
+        merge_recipe(recipe(folder, "linear", base=False, models=[str(inner)], each={"weight": 1.0}), out)
+    shutil.rmtree(inner)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    merge_recipe(recipe(folder, "linear", base=False, models=[str(out)], each={"weight": 1.0}), out / "merged")  # inside it is beside it
 
 
 def test_tied_and_untied_heads_are_told(places, tmp_path):

@@ -98,6 +98,20 @@ def test_each_rule_by_hand():
     assert torch.equal(aligned([b, c], other)[0][1], 0 * mean)
 
 
+def test_a_mean_of_rows_is_the_same_in_any_order():
+    """In float32, where the order of a sum shows."""
+    names = [Reference.of(name) for name in ("a", "b", "c", "d")]
+    rows = [torch.tensor([[1.0, 0.1]]), torch.tensor([[3e-8, 0.2]]), torch.tensor([[3e-8, 0.3]])]
+    models = [known(name, "token") for name in names[:3]] + [known(names[3], "other")]
+    found = []
+    for order in ([0, 1, 2, 3], [1, 2, 0, 3], [3, 2, 1, 0]):
+        vocabulary = Vocabulary({"token": 0}, tuple(models[place] for place in order))
+        tensors = [rows[place] if place < 3 else torch.ones(1, 2) for place in order]
+        found.append(aligned(tensors, vocabulary.alignment(range(4)))[order.index(3)])
+    assert all(torch.equal(each, found[0]) for each in found)
+    assert not torch.equal(rows[0] + rows[1] + rows[2], rows[1] + rows[2] + rows[0])
+
+
 def test_named_sources_and_force():
     rules = {
         "x": TokenRule(donor=B),

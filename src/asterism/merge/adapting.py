@@ -56,16 +56,28 @@ def told_of(report: AdapterReport) -> dict[str, Any]:
     return {"error": report.error, "lost": report.lost, **asdict(report)}
 
 
-def save(out: Path, fitting: Fitting, ground: Ground, record: str, told: Mapping[str, Any], story: str, recipe: Any = None) -> None:
-    """Write the adapter, `record` (a JSON file) and a model card as one folder, whole or not at all."""
+def save(
+    out: Path,
+    fitting: Fitting,
+    ground: Ground,
+    record: str,
+    told: Mapping[str, Any],
+    story: str,
+    content: Mapping[str, str],
+    recipe: Any = None,
+) -> None:
+    """Write the adapter, `record` (a JSON file) and a model card (see `card`) as one folder, whole or not at all."""
     with replacing(out) as temporary:
         fitting.write(temporary, ground.name, ground.origin.revision)
         write_json(temporary / record, told)
-        (temporary / "README.md").write_text(card(out.name, ground, fitting.report, story, recipe), "utf-8")
+        (temporary / "README.md").write_text(card(out.name, ground, fitting.report, story, content, recipe), "utf-8")
 
 
-def card(name: str, ground: Ground, report: AdapterReport, story: str, recipe: Any = None) -> str:
-    """The model card of an adapter, in Markdown with the Hub's front matter. story: a sentence on where it comes from."""
+def card(name: str, ground: Ground, report: AdapterReport, story: str, content: Mapping[str, str], recipe: Any = None) -> str:
+    """The model card of an adapter, in Markdown with the Hub's front matter.
+
+    story: a sentence on where it comes from. content: what was read -> the digest of its tensors.
+    """
     front = {**({"base_model": ground.name} if ground.on_hub else {}), "library_name": "peft", "tags": ["lora", "asterism"]}
     lines = [
         "---", yaml.safe_dump(front, sort_keys=False).strip(), "---", "", f"# {name}", "",
@@ -76,6 +88,8 @@ def card(name: str, ground: Ground, report: AdapterReport, story: str, recipe: A
     lines += ["", "Relative error: |D - B A| / |D| in Frobenius norm, D what the adapter stands for; matrices of a kind as one.", ""]
     if report.left_out:
         lines += [f"{left_out(report)}.", ""]
+    lines += ["| read | content |", "| --- | --- |", *(f"| {source} | `{digest[:16]}` |" for source, digest in content.items()), ""]
+    lines += ["Content: a digest of the tensors that went in, whatever files they lie in.", ""]
     if recipe is not None:
         lines += ["## Recipe", "", "```yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip(), "```", ""]
     return "\n".join(lines)
@@ -88,11 +102,15 @@ def rows(report: AdapterReport) -> list[tuple[str, str, str, str]]:
 
 
 def left_out(report: AdapterReport) -> str:
-    """What no adapter can hold, in words."""
-    largest = sorted(report.left_out, key=lambda name: -report.left_out[name])
-    named = ", ".join(f"{name} ({report.left_out[name]:.2g})" for name in largest[:3])
-    more = f" and {len(largest) - 3} more" if len(largest) > 3 else ""
-    return f"Left out, for no LoRA holds it (norm of the change): {named}{more}; with it the relative error is {report.lost:.2g}"
+    """What no adapter can hold, in words, and what it costs."""
+    return f"Left out, for no LoRA holds it (norm of the change): {largest(report)}; with it the relative error is {report.lost:.2g}"
+
+
+def largest(report: AdapterReport) -> str:
+    """The largest changes that no adapter can hold, by name."""
+    names = sorted(report.left_out, key=lambda name: -report.left_out[name])
+    told = ", ".join(f"{name} ({report.left_out[name]:.2g})" for name in names[:3])
+    return told + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _span(report: AdapterReport) -> str:

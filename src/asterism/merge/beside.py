@@ -38,7 +38,8 @@ def chat_template(recipe: Recipe, models: Sequence[Opened]) -> str | None:
     if asked is None or "{" in asked:
         return asked
     if asked == "auto":
-        found = [template for model in models if (template := _template_of(model.folder))]
+        by_name = sorted(models, key=lambda model: str(model.reference))  # so that the recipe's order picks none of equals
+        found = [template for model in by_name if (template := _template_of(model.folder))]
         return Counter(found).most_common(1)[0][0] if found else None
     if asked not in TEMPLATES:
         raise UnknownName("chat template", asked, (*TEMPLATES, "auto"))
@@ -60,16 +61,22 @@ def copy_tokenizer(folder: Path, donor: Opened) -> None:
 
 def set_template(folder: Path, template: str) -> None:
     """Make `template` the chat template of the tokenizer in a folder. SettingsError where there is no tokenizer."""
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        met = f"no tokenizer_config.json beside the merge's base for {template[:40]!r}"
-        raise SettingsError("A chat template needs a tokenizer.", met=met, mend="save a tokenizer beside the base, or drop chat_template")
+    config = tokenizer_config(folder)
     content = read_json(config)
     content.pop("chat_template", None)
     write_json(config, content)
     for old in folder.glob("chat_template*"):
         old.unlink()
     (folder / "chat_template.jinja").write_text(template, "utf-8")
+
+
+def tokenizer_config(folder: Path) -> Path:
+    """The file that a chat template is told beside. SettingsError where there is none."""
+    config = folder / "tokenizer_config.json"
+    if not config.is_file():
+        mend = "save a tokenizer there with tokenizer.save_pretrained, or drop chat_template"
+        raise SettingsError("A chat template needs a tokenizer.", met=f"{folder} holds no {config.name}", mend=mend)
+    return config
 
 
 def _restacked(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from asterism.core.gram import accumulator, gram
 from asterism.core.parts import passing_parts
 from asterism.core.progress import track
 from asterism.core.storage import digest_of, vacant
-from asterism.merge.adapting import Ground, left_out, save, told_of
+from asterism.merge.adapting import Ground, largest, save, told_of
 from asterism.merge.findings import content_digest, model_digest
 from asterism.merge.references import Origin, Reference
-from asterism.merge.sources import Opened, open_model
+from asterism.merge.sources import Opened, check_apart, open_model
 from asterism.models.fitting import AdapterReport, Fitting
 from asterism.models.likeness import check_architecture, check_tokenizer, parameter_names
 from asterism.models.loading import read_config
@@ -50,6 +50,7 @@ def extract(
         raise SettingsError("An extraction takes a rank, or a share of the energy.", met=met, mend="rank 16, or energy 0.9")
     out = vacant(out, RECORD, "extraction")
     ours, theirs = (open_model(_reference(model)) for model in (base, specialist))
+    check_apart(out, (ours, theirs))
     ground = _alike(ours, theirs)
     fitting = Fitting(ground.anatomy, rank=rank, energy=energy)
     pairs = _Pairs(ours, theirs, ground)
@@ -58,8 +59,8 @@ def extract(
         fitting.leave_out(name, pairs.read(name)[2])
     if strict and fitting.report.left_out:
         mend = "leave strict out to extract the rest, or keep the whole checkpoint"
-        raise UnsupportedError("Something changed that no LoRA can hold.", met=left_out(fitting.report), mend=mend)
-    asked = f"rank {rank}" if energy is None else f"{energy:g} of the energy of every change"
+        raise UnsupportedError("Something changed that no LoRA can hold.", met=f"{largest(fitting.report)}, norms of the change", mend=mend)
+    asked = f"cut to rank {rank}" if energy is None else f"{energy:.4g} of the energy of every matrix's change kept"
     with passing_parts(out.with_name(f".{out.name}.extracting"), digest_of(rank, energy, device)) as parts:
         for name in track(linear, "matrices"):
             one, other, norm = pairs.read(name)
@@ -71,7 +72,8 @@ def extract(
             "revision": ground.origin.revision, "specialist": str(theirs.reference), "rank": rank, "energy": energy,
             "digests": pairs.digests, "adapter": told_of(fitting.report),
         }  # fmt: skip
-        save(out, fitting, ground, RECORD, told, f"what {theirs.reference} changes of it, to {asked}.")
+        content = {str(model.reference): pairs.digests[who] for who, model in (("base", ours), ("specialist", theirs))}
+        save(out, fitting, ground, RECORD, told, f"what {theirs.reference} changes of it, {asked}.", content)
     return fitting.report
 
 

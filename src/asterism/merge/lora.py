@@ -20,6 +20,7 @@ from asterism.merge.methods.families import Combination
 from asterism.merge.methods.method import arguments_for
 from asterism.merge.recipe import Recipe
 from asterism.merge.run import Job, Merge
+from asterism.merge.sources import check_apart
 from asterism.models.adapters import Adapter, read_adapter
 from asterism.models.fitting import AdapterReport, Fitting
 
@@ -43,15 +44,17 @@ def merge_adapters(
     _check_holdable(recipe)
     asked = recipe.out_dtype or recipe.dtype
     work = _Adapters(recipe, seed, device)
+    check_apart(out, (work.merge.donor, *work.merge.models))
     fitting = Fitting(work.ground.anatomy, rank=rank, dtype=getattr(torch, asked) if asked else None)
     for job in track(work.merge.jobs, "tensors"):
         work.into(fitting, job)
     fitting.check("merge")
     method = work.merge.method
-    told = record(recipe, method, work.merge.models, seed, work.sources())
+    sources = work.sources()
+    told = record(recipe, method, work.merge.models, seed, sources)
     told |= {"kind": "adapter", "rank": rank, "adapter": told_of(fitting.report)}
     story = f"a merge of adapters by {method.title} ({method.source}), seed {seed}."
-    save(out, fitting, work.ground, RECORD, told, story, recipe.content)
+    save(out, fitting, work.ground, RECORD, told, story, {each["model"]: each["digest"] for each in sources}, recipe.content)
     return fitting.report
 
 
@@ -65,9 +68,8 @@ class _Adapters:
         for model in models:
             if not model.folder.samefile(models[0].folder):
                 met = f"{models[0].reference.model} and {model.reference.model}"
-                raise MismatchError(
-                    "Adapters of different bases do not make one adapter.", met=met, mend="name every model as BASE+ADAPTER"
-                )
+                mend = "name every model as BASE+ADAPTER; `asterism extract-lora` cuts an adapter out of a whole model"
+                raise MismatchError("Adapters of different bases do not make one adapter.", met=met, mend=mend)
         self.base = models[0].checkpoint
         self.ground = Ground.of(models[0].reference.model, models[0].folder)
         self.adapters: list[Adapter | None] = [

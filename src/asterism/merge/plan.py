@@ -183,10 +183,11 @@ class _Planner:
 
     def shared(self, part: Slice, tables: Sequence[Mapping[str, Any]], wording: str = "{}") -> list[str]:
         """The keys of the first table, in its order; MismatchError unless every table has the same."""
+        first = part.sources[0]
         for source, table in zip(part.sources, tables, strict=True):
-            for one, other, lacking in ((tables[0], table, source), (table, tables[0], part.sources[0])):
+            for one, other, having, lacking in ((tables[0], table, first, source), (table, tables[0], source, first)):
                 if absent := [key for key in one if key not in other]:
-                    met = f"{wording.format(absent[0])} in {lacking.model}"
+                    met = f"{wording.format(absent[0])} is in {having.model}, not in {lacking.model}"
                     mend = "merge models of one architecture, each saved whole"
                     raise MismatchError("A model lacks a tensor that another has.", met=met, mend=mend)
         return list(tables[0])

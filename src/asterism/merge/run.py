@@ -25,7 +25,7 @@ from asterism.merge.methods import method as named
 from asterism.merge.methods.method import Method
 from asterism.merge.plan import Piece, plan
 from asterism.merge.recipe import Recipe
-from asterism.merge.sources import Opened, check_alike, open_model
+from asterism.merge.sources import Opened, check_alike, check_apart, open_model
 from asterism.merge.vocabulary import Alignment, aligned
 from asterism.merge.words import Words, words_of
 from asterism.merge.words import check_alike as check_words
@@ -61,6 +61,8 @@ class Merge:
         check_alike([self.donor, *self.models])
         self.words = _words(recipe, self.donor, self.models)
         self.template = beside.chat_template(recipe, self.models)
+        if self.template and not self.words:
+            beside.tokenizer_config(self.donor.folder)  # its absence is told now
         self.pieces = plan(
             recipe,
             self.method,
@@ -70,11 +72,8 @@ class Merge:
             rows=self.words.rows if self.words else None,
         )
         self.jobs = list(_jobs(recipe, self.method, self.pieces, seed, self.words))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The output's config."""
-        return beside.config_of(self.recipe, self.donor, self.pieces, self.words.rows if self.words else None)
+        self.config = beside.config_of(recipe, self.donor, self.pieces, self.words.rows if self.words else None)
+        """The output's."""
 
     def tensors(self, device: str = "cpu", done: Container[str] = ()) -> Iterator[tuple[Job, Tensor, dict[str, Any]]]:
         """Every tensor of the output that is not `done`, merged, and what was measured of it; the next one's sources are read meanwhile.
@@ -102,8 +101,9 @@ class Merge:
 
     def write(self, out: str | Path, *, device: str = "cpu", shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
         """Write the whole checkpoint; returns what `merge.json` beside it says. See `merge_recipe`."""
+        check_apart(out, (self.donor, *self.models))
         layout = laid_out({piece.name: (piece.shape, piece.dtype) for piece in self.pieces}, shard_bytes)
-        origin = digest_of(self.recipe.digest, self.seed, shard_bytes, [_stamp(model) for model in (self.donor, *self.models)])
+        origin = digest_of(self.recipe.digest, self.seed, device, shard_bytes, [_stamp(model) for model in (self.donor, *self.models)])
         with writing(vacant(out, RECORD, "merge"), layout, origin) as output:
             notes = dict(output.done)
             for job, tensor, note in self.tensors(device, output.done):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,7 +118,7 @@ def open_model(reference: Reference) -> Opened:
         raise StorageError("A model's config is damaged.", met=folder / "config.json", mend="copy the model again")
     if config.get("quantization_config"):
         raise UnsupportedError("Quantised models cannot be merged exactly.", met=folder, mend="use the unquantised checkpoint")
-    lora = None if reference.lora is None else folder_of(reference.lora)
+    lora = None if reference.lora is None else _adapter_at(folder_of(reference.lora))
     opened = Opened(reference, folder, config, Checkpoint.open(folder), lora)
     if lora is not None:
         _ = opened._adapted  # whatever is wrong with it is told now
@@ -136,9 +136,26 @@ def check_alike(models: Sequence[Opened]) -> None:
                 raise MismatchError("The models' weights mean different things.", met=met, mend="merge models of one architecture")
 
 
+def check_apart(out: str | Path, models: Iterable[Opened]) -> None:
+    """StorageError where what is written to `out` would take the place of a model that goes into it."""
+    place = Path(out).resolve()
+    for model in models:
+        for folder in filter(None, (model.folder, model.lora)):
+            if place in (folder.resolve(), *folder.resolve().parents):
+                wrong = "The output would take the place of a model that it is made of."
+                raise StorageError(wrong, met=f"{out}, where {folder} lies", mend="choose another folder")
+
+
 def folder_of(origin: Origin) -> Path:
     """Where a model's files lie: a folder here, else a snapshot from the Hub."""
     here = Path.cwd()
     if origin.revision is None and Path(origin.path).expanduser().is_dir():
         return Path(origin.path).expanduser()
     return located(recorded(str(origin), here), here)
+
+
+def _adapter_at(folder: Path) -> Path:
+    if (folder / "adapter_config.json").is_file():
+        return folder
+    what = "a whole model: name it by itself" if (folder / "config.json").is_file() else "no adapter_config.json"
+    raise StorageError("An adapter's adapter_config.json is missing.", met=f"{folder}: {what}", mend="MODEL+ADAPTER, a folder of PEFT's")

@@ -42,6 +42,8 @@ class Alignment:
     """[models, n] int64: the row that each model gives to the mean that fills a needed row, -1 where it gives none."""
     spare: Tensor
     """[rows] bool: rows of no token."""
+    order: tuple[int, ...]
+    """The models' places by name: rows are added up so, whatever the recipe's order."""
 
     @property
     def rows(self) -> int:
@@ -96,7 +98,8 @@ class Vocabulary:
                     own[:, row] = -1
         needed = ((own < 0).any(0) & ~spare).nonzero()[:, 0]
         places = tuple(None if _as_it_stands(mine) else mine for mine in own)
-        return Alignment(places, needed, donors[:, needed], spare)
+        order = tuple(sorted(range(len(known)), key=lambda place: str(known[place].model)))
+        return Alignment(places, needed, donors[:, needed], spare, order)
 
 
 def aligned(tensors: Sequence[Tensor], alignment: Alignment, axis: int = 0) -> list[Tensor]:
@@ -116,9 +119,10 @@ def aligned(tensors: Sequence[Tensor], alignment: Alignment, axis: int = 0) -> l
 def _fill(views: Sequence[Tensor], alignment: Alignment, dtype: torch.dtype) -> Tensor:
     """The means of the donors' rows for all needed rows: [n, ...]."""
     sums = torch.zeros((len(alignment.needed), *views[0].shape[1:]), dtype=torch.promote_types(dtype, torch.float32))
-    for view, rows in zip(views, alignment.donors, strict=True):
+    for place in alignment.order:
+        rows = alignment.donors[place]
         given = rows >= 0
-        sums[given] += view[rows[given]].to(sums.dtype)
+        sums[given] += views[place][rows[given]].to(sums.dtype)
     counts = (alignment.donors >= 0).sum(0).clamp(min=1)
     return sums.div_(counts.reshape(-1, *[1] * (sums.ndim - 1))).to(dtype)
 

@@ -58,7 +58,8 @@ def words_of(recipe: Recipe, donor: Opened, models: Sequence[Opened]) -> Words:
     opened = {model.reference: model for model in (donor, *models)}
     rows = {reference: _rows(model) for reference, model in opened.items()}
     base = _there(tokenizer_in(donor.folder, rows[donor.reference]), donor.folder)
-    others = {reference: tokenizer_in(model.folder) for reference, model in opened.items() if reference != donor.reference}
+    by_name = sorted((reference for reference in opened if reference != donor.reference), key=str)  # no matter how the recipe lists them
+    others = {reference: tokenizer_in(opened[reference].folder) for reference in by_name}
     known = {donor.reference: Known(donor.reference, base.get_vocab(), rows[donor.reference])}
     for reference, tokenizer in others.items():
         if tokenizer is None and rows[reference] != rows[donor.reference]:

@@ -1,5 +1,6 @@
 """Parameters read from signatures, checked and bound: what is refused, and in which words."""
 
+from importlib import import_module
 from typing import Annotated
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asterism.core.errors import MismatchError, SettingsError, UnknownName
+from asterism.core.errors import MismatchError, SettingsError, UnknownName, UnsupportedError
 from asterism.merge.methods import METHODS, method
 from asterism.merge.methods.families import Combination, Sparse
 from asterism.merge.methods.method import PerModel, Told, parameters_of
@@ -48,7 +49,20 @@ def test_a_misspelt_parameter_or_method_is_refused_with_the_nearest():
         METHODS["ties"].check({"lambda_": 0.5})
     with pytest.raises(UnknownName, match=r"No such merge method\.\n  met:  'tie'\n  mend: did you mean 'ties'"):
         method("tie")
+    with pytest.raises(UnknownName, match=r"did you mean 'ties'"):
+        method("TIES")
     assert method("ties") is METHODS["ties"]
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "called"),
+    [(name, "learned", "learned_merge") for name in ("fisher", "regmean", "adamerging")]
+    + [("greedy_soup", "soup", "greedy_soup"), ("emr", "emr", "Emr")],
+)
+def test_merges_that_no_recipe_can_ask_for_are_told_where_they_are(name, where, called):
+    with pytest.raises(UnsupportedError, match=rf"not made from a recipe.\n  met:  '{name}'\n  mend: .*asterism.merge.{where}.{called}"):
+        method(name)
+    assert hasattr(import_module(f"asterism.merge.{where}"), called)
 
 
 @pytest.mark.parametrize(

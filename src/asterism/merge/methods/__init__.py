@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asterism.core.errors import UnknownName
+from asterism.core.errors import UnknownName, UnsupportedError
 from asterism.merge.methods import combinations as c
 from asterism.merge.methods import elementwise as e
 from asterism.merge.methods import sparse as s
@@ -43,8 +43,18 @@ _ALL: tuple[Method, ...] = (
 METHODS: dict[str, Method] = {each.name: each for each in _ALL}
 
 
+_ELSEWHERE = {
+    **dict.fromkeys(("fisher", "regmean", "adamerging"), "it reads texts: asterism.merge.learned.learned_merge(library, {name!r}, texts)"),
+    "greedy_soup": "it reads texts: asterism.merge.soup.greedy_soup(library, texts)",
+    "emr": "it makes a model of each specialist: asterism.merge.emr.Emr.build(library)",
+}
+"""Merges that no recipe can ask for -> where they are."""
+
+
 def method(name: str) -> Method:
-    """The method of that name. Raises UnknownName, offering the nearest."""
+    """The method of that name. Raises UnknownName, offering the nearest; UnsupportedError for a merge that is not made from a recipe."""
+    if name in _ELSEWHERE:
+        raise UnsupportedError("This merge is not made from a recipe.", met=repr(name), mend=_ELSEWHERE[name].format(name=name))
     if name not in METHODS:
         raise UnknownName("merge method", name, METHODS)
     return METHODS[name]
