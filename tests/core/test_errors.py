@@ -27,6 +27,8 @@ def test_an_error_cannot_leave_a_part_out():
         ("zzz", [], "there is no domain yet"),
         ("zzz", [f"d{n:02}" for n in range(23)], "choose from " + ", ".join(f"d{n:02}" for n in range(20)) + " and 3 more"),
         (7, ["7a"], "did you mean '7a'?"),
+        ("TIES", ["dare_ties", "ties"], "did you mean 'ties'?"),
+        ("lama", ["Llama", "Qwen2"], "did you mean 'Llama'?"),
     ],
 )
 def test_an_unknown_name_offers_the_nearest(name, known, mend):

@@ -42,13 +42,13 @@ class UnsupportedError(AsterismError):
 
 
 class UnknownName(AsterismError, LookupError):  # noqa: N818
-    """A name that is not among the known ones; the nearest known name is offered."""
+    """A name that is not among the known ones; the nearest known name is offered, however it is capitalised."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = get_close_matches(str(name), names, n=1)
-        if near:
-            mend = f"did you mean {near[0]!r}?"
+        plain = {each.casefold(): each for each in names}
+        if near := get_close_matches(str(name).casefold(), plain, n=1):
+            mend = f"did you mean {plain[near[0]]!r}?"
         elif names:
             mend = "choose from " + ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         else:
