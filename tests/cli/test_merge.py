@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from asterism.core.storage import read_json
 from asterism.merge import beside, card, files, streams
 from tests import tiny
 from tests.cli.test_errors import refused
@@ -80,6 +82,59 @@ def test_a_merge_loads_no_transformers(models, out):
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines()[-1] == "['torch']"
     assert (out / "merge.json").is_file()
+
+
+class Hub:
+    """What stands in for the Hub's client; `failing` as it does without a network."""
+
+    failing = False
+    uploaded: ClassVar[dict[str, list[str]]] = {}
+
+    def create_repo(self, name: str, exist_ok: bool) -> str:
+        if self.failing:
+            raise OSError("no route to host\nand more")
+        return f"https://hub/{name}"
+
+    def upload_folder(self, repo_id: str, folder_path: Path) -> None:
+        self.uploaded[repo_id] = sorted(path.name for path in Path(folder_path).iterdir())
+
+
+def test_a_merge_is_uploaded_where_it_is_asked_for(asterism, models, out, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    ran = asterism("merge", models / "recipe.yaml", out, "--push", "you/merged", "--json", "--quiet")
+    assert ran.answer["uploaded"] == "https://hub/you/merged"
+    assert Hub.uploaded["you/merged"] == sorted(path.name for path in out.iterdir())
+    assert {"README.md", "config.json", "merge.json", "model.safetensors", "tokenizer.json"} <= set(Hub.uploaded["you/merged"])
+    monkeypatch.setattr(Hub, "failing", True)
+    shutil.rmtree(out)
+    refused(asterism("merge", models / "recipe.yaml", out, "--push", "you/merged"), "you/merged: no route to host", f"lies in {out}")
+    assert (out / "merge.json").is_file()
+    refused(asterism("merge", models / "recipe.yaml", out.with_name("other"), "--push", "merged"), "--push owner/name")
+    assert not out.with_name("other").exists()
+
+
+def test_the_card_holds_recipe_sources_digests_and_distances(asterism, models, out):
+    told = asterism("merge", models / "recipe.yaml", out, "--seed", 7, "--json", "--quiet").answer
+    text = (out / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {"library_name": "transformers", "tags": ["merge", "asterism"]}
+    assert "A merge by Linear (arXiv:2203.05482)" in body
+    assert "seed 7" in body
+    assert yaml.safe_load(body.split("```yaml\n")[1].split("```")[0]) == yaml.safe_load((models / "recipe.yaml").read_text())
+    for source in told["sources"]:
+        assert f"| {source['model']} | {source['tensors']} | `{source['digest'][:16]}` | {source['distance']:.2%} |" in body
+    (one, other), merged = ([state_of(models / name) for name in (ONE, TWO)], state_of(out))
+    for source, state in zip(told["sources"], (one, other), strict=True):
+        away = sum(float((merged[name] - state[name]).square().sum()) for name in state)
+        assert source["distance"] == pytest.approx((away / sum(float(x.square().sum()) for x in state.values())) ** 0.5, rel=1e-5)
+    hub = card.card("merged", {**told, "hub": ["org/one", "org/two"]})
+    assert yaml.safe_load(hub.split("---\n")[1])["base_model"] == ["org/one", "org/two"]
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.double() for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
 def truncated(folder: Path) -> str:
@@ -150,3 +205,13 @@ def test_files_that_may_not_grow_leave_what_was_there(models, out):
     assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
     assert [line.split(":")[0].strip() for line in ran.stderr.splitlines()] == ["error", "met", "mend"]
     assert list(out.parent.iterdir()) == []
+
+
+def test_merges_are_tuned_and_evaluated_beside_everything_else(asterism, library, data, tmp_path):
+    few = ("--single-per-domain", 2, "--cross-per-pair", 1, "--protocol", "whole", "--quiet")
+    ran = asterism("evaluate", library, "--data", data, "--merges", "ram, emr,greedy_soup", "--out", tmp_path / "out", *few, "--json")
+    assert {"ram", "emr", "greedy_soup"} <= {row["candidate"] for row in ran.answer["table"]}
+    assert "chosen on validation probes" in read_json(tmp_path / "out" / "results.json")["candidates"]["ram"]
+    refused(asterism("evaluate", library, "--data", data, "--merges", "tise", *few[:2]), "merge method with a grid", "did you mean 'ties'?")
+    refused(asterism("evaluate", library, "--data", data, "--merges", "slerp"), "slerp merges 2 models")  # before texts are asked for
+    refused(asterism("evaluate", library, "--data", data, "--merges", "ram"), "to tune merges on")

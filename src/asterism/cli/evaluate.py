@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -62,13 +63,15 @@ def app(
     from asterism.evaluate.probes import draw
     from asterism.evaluate.routers import open_routers
     from asterism.evaluate.run import evaluate
+    from asterism.evaluate.tuning import possible
 
+    methods = possible(opened, [name.strip() for name in merges.split(",")]) if merges else []
     routed = open_routers(opened, named("router", routers.split(",") if routers else (), "--routers full=routers/full"))
     corpus = read_corpus(*data)
     probes = draw(corpus, opened.names, settings)
     known = draw_index_probes(corpus, opened.names, seed=settings.seed) if all(corpus.train.get(name) for name in opened.names) else None
     place = out or opened.root / "evaluation"
-    best = _tuned(opened, corpus, merges, settings, place) if merges else []
+    best = _tuned(opened, corpus, methods, settings, place) if methods else []
     results = evaluate(opened, constellation, probes, settings, out=place, index_probes=known, merges=best, routers=routed)
     from asterism.report.html import write_report
 
@@ -85,12 +88,11 @@ def app(
     return {"out": place, "report": report, "probes": len(probes), "table": results["table"], "losses": results["losses"]}, show
 
 
-def _tuned(library: Library, corpus: Corpus, methods: str, settings: EvaluationSettings, place: Path) -> list[Merged]:
+def _tuned(library: Library, corpus: Corpus, methods: Sequence[str], settings: EvaluationSettings, place: Path) -> list[Merged]:
     """The methods asked for, tuned on texts that the draw of test probes leaves over."""
     from asterism.evaluate.probes import validation_probes
     from asterism.evaluate.tuning import tuned
 
     validation = validation_probes(corpus, library.names, settings)
     texts = {name: corpus.train[name][:TEXTS] for name in library.names if corpus.train.get(name)}
-    asked = [name.strip() for name in methods.split(",")]
-    return tuned(library, asked, validation, settings, texts=texts, state=place / ".merges")
+    return tuned(library, methods, validation, settings, texts=texts, state=place / ".merges")

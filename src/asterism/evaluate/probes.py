@@ -74,7 +74,8 @@ def validation_probes(corpus: Corpus, domains: Sequence[str], settings: Evaluati
     chosen = [probe for members in groups.values() for probe in members[:per_group]]
     if not chosen:
         mend = "give more held-out texts, or test on fewer (single_per_domain, cross_per_pair)"
-        raise DataError("No held-out text is left to calibrate on.", met=f"{len(tested)} test probes, nothing beside them", mend=mend)
+        wrong = "No held-out text is left to calibrate on, or to tune merges on."
+        raise DataError(wrong, met=f"{len(tested)} test probes, nothing beside them", mend=mend)
     general = [probe for probe in corpus.heldout.get(GENERAL, []) if digest_of(probe.text) not in tested]
     return [*chosen, *general[: per_group * len(domains)]]
 
