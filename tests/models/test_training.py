@@ -196,6 +196,10 @@ def test_an_occupied_place_is_refused(tmp_path):
     run(tmp_path / "out")
     with pytest.raises(StorageError, match="The output place holds something else") as caught:
         run(tmp_path / "out", seed=1)
+    assert caught.value.met == f"{tmp_path / 'out'}, trained otherwise: seed was 42, is 1"
+    (tmp_path / "out" / "training.json").write_text("[]")
+    with pytest.raises(StorageError, match="something else") as caught:
+        run(tmp_path / "out")
     assert caught.value.met == tmp_path / "out"
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.txt").write_text("mine")

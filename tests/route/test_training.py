@@ -86,8 +86,13 @@ def test_a_finished_run_is_not_repeated_and_gives_its_gates(library, tmp_path, m
     model = route(library, with_generalist=True)
     assert run(library, out, model=model) == out
     assert same(dict(model.gate_state()), gates_of(out))
-    for other in (dict(top_k=1), dict(balance=0.1), dict(mode="cosine")):  # the same weights to start from, used in another way
-        with pytest.raises(StorageError, match="holds something else"):
+    others = {
+        "top_k was None, is 1": dict(top_k=1),
+        "balance was 0.0, is 0.1": dict(balance=0.1),
+        "mode was 'softmax'": dict(mode="cosine"),
+    }
+    for told, other in others.items():  # the same weights to start from, used in another way
+        with pytest.raises(StorageError, match=f"holds something else(.|\n)*out, trained otherwise: {told}"):
             run(library, out, model=route(library, with_generalist=True, **other))
 
 
@@ -110,9 +115,19 @@ def test_another_start_or_library_does_not_go_on(library, tmp_path, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             run(library, tmp_path / "out")
     swapped = Library.create(tmp_path / "swapped", library.folder(), {"a": library.folder("b"), "b": library.folder("a")})
-    for model in (route(library, with_generalist=True, seed=3), route(swapped, with_generalist=True)):
-        with pytest.raises(StaleError, match="other starting weights"):
+    others = {
+        r"\.training-out: seed was 42, is 3\n": route(library, with_generalist=True, seed=3),
+        r"\.training-out: another library \(a, b differ\)\n": route(swapped, with_generalist=True),
+        r"experts was \['a', 'b'\], is \['b'\]": route(library, with_generalist=True, experts=("b",)),
+        "attention was 'refuse', is 'mean'": route(library, with_generalist=True, attention="mean", top_k=1),
+    }
+    for told, model in others.items():
+        with pytest.raises(StaleError, match=told):
             run(library, tmp_path / "out", model=model)
+    mark = tmp_path / ".training-out" / "origin.json"
+    mark.write_text(json.dumps({name: value for name, value in json.loads(mark.read_text()).items() if name != "routed"}))
+    with pytest.raises(StaleError, match="other starting weights"):  # of a run that an earlier version began
+        run(library, tmp_path / "out", model=route(swapped, with_generalist=True))
 
 
 def test_refusals(library, tmp_path):

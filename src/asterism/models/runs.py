@@ -20,16 +20,21 @@ MARK = "origin.json"
 def origin_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], settings: TrainingSettings
 ) -> dict[str, Any]:
-    """What a run is made from: settings, and digests of texts, starting weights and tokenizer; `origin` sums up the first three."""
+    """What a run is made from: settings, and digests of texts, starting weights and tokenizer; `origin` sums up the first three.
+
+    Of a routed model also what it was made from, which tells where two starts differ.
+    """
     start, routing = _start(model), getattr(model.config, "routing", None)
     if routing is not None:  # gates of equal weights may be used in many ways
         start = digest_of(start, routing)
+    routed = {} if routing is None else {"routed": model.config.origin}
     return {
         "origin": digest_of(settings.model_dump(mode="json"), list(texts), start, model.config.model_type),
         "settings": settings.model_dump(mode="json"),
         "texts": digest_of(list(texts)),
         "start": start,
         "tokenizer": digest_of(tokenizer.get_vocab(), tokenizer.eos_token_id),
+        **routed,
     }
 
 
@@ -39,14 +44,18 @@ def state_folder(out: Path) -> Path:
 
 
 def is_finished(out: Path, origin: Mapping[str, Any]) -> bool:
-    """Whether `out` holds this very run's result; StorageError when it holds something else."""
+    """Whether `out` holds this very run's result; StorageError when it holds something else, naming what differs in another run's."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
+    different: list[str] = []
     if (out / RECORD).exists():
         made = read_json(out / RECORD)
+        made = made if isinstance(made, dict) else {"origin": None}
         if all(made.get(part, origin[part]) == origin[part] for part in ("origin", "tokenizer")):
             return True
-    raise StorageError("The output place holds something else.", met=out, mend="choose another place, or remove it to train again")
+        different = _differences(made, origin) if "settings" in made else []
+    met = f"{out}, trained otherwise: {', '.join(different)}" if different else out
+    raise StorageError("The output place holds something else.", met=met, mend="choose another place, or remove it to train again")
 
 
 def claim(state: Path, origin: Mapping[str, Any]) -> None:
@@ -93,10 +102,27 @@ def _start(model: PreTrainedModel) -> str:
 
 
 def _differences(lying: Mapping[str, Any], origin: Mapping[str, Any]) -> list[str]:
-    was, now = lying.get("settings", {}), origin["settings"]
-    fields = [f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in {**was, **now} if was.get(name) != now.get(name)]
-    parts = {"texts": "other texts", "start": "other starting weights", "tokenizer": "another tokenizer"}
-    return fields + [told for part, told in parts.items() if lying.get(part) != origin[part]]
+    """What a user would call different: fields of the settings, the texts, what the run starts from, the tokenizer."""
+    fields = _changed(lying.get("settings", {}), origin["settings"])
+    parts = {"texts": ["other texts"], "start": _starts(lying, origin), "tokenizer": ["another tokenizer"]}
+    return fields + [each for part, told in parts.items() if lying.get(part) != origin[part] for each in told if each not in fields]
+
+
+def _starts(lying: Mapping[str, Any], origin: Mapping[str, Any]) -> list[str]:
+    """How two starts differ: of routed models in the library, in what is taken of its attention, in the router's settings."""
+    was, now = lying.get("routed") or {}, origin.get("routed") or {}
+    if not was or not now:
+        return ["other starting weights"]
+    models = [{"the generalist": own["generalist"], **own["specialists"]} for own in (was, now)]
+    other = [name for name in models[0] if name in models[1] and models[0][name] != models[1][name]]
+    told = [f"another library ({', '.join(other)} differ{'s' if len(other) == 1 else ''})"] if other else []
+    rest = [{"experts": list(own["specialists"]), "attention": own["attention"]} for own in (was, now)]
+    told += _changed(*({**own["settings"], **more} for own, more in zip((was, now), rest, strict=True)))
+    return told or ["other starting weights"]
+
+
+def _changed(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in {**was, **now} if was.get(name) != now.get(name)]
 
 
 def _is_whole(folder: Path) -> bool:
