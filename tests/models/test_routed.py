@@ -126,6 +126,16 @@ def test_parts_keep_the_familys_names(family):
     assert model.get_input_embeddings().weight.shape == (plain.config.vocab_size, 16)
 
 
+@pytest.mark.parametrize("attention", [None, "eager", "sdpa"])
+def test_the_way_to_compute_attention_reaches_the_family(attention, tmp_path):
+    model_of("qwen2").save_pretrained(tmp_path / "model")
+    asked = {"attn_implementation": attention} if attention else {}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", **asked)
+    assert {part.config._attn_implementation for part in model.modules() if hasattr(part, "config")} == {attention or "sdpa"}
+    if attention == "eager":
+        assert [weights.shape for weights in model(IDS, output_attentions=True).attentions] == [(2, 4, 9, 9)] * 3
+
+
 def test_hidden_states_of_a_single_gate_are_read_without_the_head():
     model = model_of(scope="single")
     batch = batches([[5, 6, 7], [8, 9]], pad=0)[0]

@@ -60,6 +60,8 @@ class RoutedConfig(PreTrainedConfig):
             given = {key: value for key, value in text_config.items() if key != "model_type"}
             text_config = AutoConfig.for_model(text_config["model_type"], **given)
         self.text_config: Any = copy.deepcopy(text_config)  # transformers writes dtypes into a model's configs
+        if self._attn_implementation is not None:  # set before there was a text_config to hand it on to
+            self._attn_implementation = self._attn_implementation
         self.tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
         self.experts, self.depth, self.scope, self.gate, self.mode, self.scale = list(experts), depth, scope, gate, mode, scale
         self.num_experts_per_tok, self.normalise, self.balance, self.origin = num_experts_per_tok, normalise, balance, origin or {}
