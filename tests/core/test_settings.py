@@ -28,6 +28,8 @@ class Own(Settings):
     def _scale_of_all(self):
         if self.scale != 1 and self.layers != "all":
             raise ValueError("a scale needs layers: all")
+        if self.top_k == 777:
+            raise ValueError("that many are unlucky")
         return self
 
 
@@ -67,7 +69,9 @@ def test_an_unknown_field_offers_the_nearest():
 
 
 def test_fields_that_do_not_fit_together():
-    assert told(Own, scale=2, layers=4).startswith("Own: a scale needs layers: all.\n  met:  {")
+    assert told(Own, scale=2, layers=4) == "Own: a scale needs layers: all.\n  met:  layers 4, scale 2\n  mend: change one of these"
+    assert told(Own().changed, scale=2, layers=4).endswith("met:  layers 4, scale 2\n  mend: change one of these")
+    assert told(Own().changed, top_k=777).endswith("met:  top_k 777\n  mend: change one of these")  # where the message names no fields
 
 
 def test_a_changed_copy_is_validated_again():

@@ -190,7 +190,7 @@ def test_refusals(library):
         (dict(top_k=3), r"top_k asks for more experts than there are.\n  met:  top_k 3, 2 models x depth 1\n  mend: 1 <= top_k <= 2 here"),
         (dict(depth=6), r"depth asks for more layers than the model has.\n  met:  6\n  mend: 1 <= depth <= 5 here"),
         (dict(experts=("a",)), r"nothing to route between.\n  met:  1 experts a block"),
-        (dict(gate="fixed", mode="cosine"), "mode and scale belong to linear gates"),
+        (dict(gate="fixed", mode="cosine"), "mode and scale need gate: linear"),
         (dict(experts=("a", "a")), "an expert is named twice"),
         (dict(top_k=0), "top_k"),
         (dict(scale=0), "scale"),

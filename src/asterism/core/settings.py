@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -60,6 +61,12 @@ def _told(cls: type[Settings], error: ValidationError) -> SettingsError | Unknow
         return UnknownName(f"setting of {cls.__name__}", name, cls.model_fields)
     of_field = [each["msg"].removeprefix("Value error, ") for each in errors if each["loc"][:1] == first["loc"][:1]]
     told = ", or: ".join(dict.fromkeys(of_field))  # each way that a union could have been met
-    field = cls.model_fields.get(name)
-    wrong = f"{cls.__name__}.{name} is not usable: {told}." if name else f"{cls.__name__}: {told}."
-    return SettingsError(wrong, met=repr(first.get("input")), mend=(field and field.description) or "see its documentation")
+    field, met = cls.model_fields.get(name), first.get("input")
+    if name:
+        wrong, mend = f"{cls.__name__}.{name} is not usable: {told}.", (field and field.description) or "see its documentation"
+        return SettingsError(wrong, met=repr(met), mend=mend)
+    plain = {key: own.default for key, own in cls.model_fields.items()}
+    values = plain | (met if isinstance(met, dict) else {})
+    named = [key for key in plain if re.search(rf"\b{key}\b", told)]
+    shown = ", ".join(f"{key} {values[key]!r}" for key in (named or plain) if named or values[key] != plain[key])
+    return SettingsError(f"{cls.__name__}: {told}.", met=shown or repr(met), mend="change one of these")

@@ -38,7 +38,7 @@ class RouterSettings(Settings):
     @model_validator(mode="after")
     def _fits(self) -> RouterSettings:
         if self.gate != "linear" and (self.mode != "softmax" or self.scale != 1):
-            raise ValueError("mode and scale belong to linear gates")
+            raise ValueError("mode and scale need gate: linear")
         if self.experts is not None and len(set(self.experts)) != len(self.experts):
             raise ValueError("an expert is named twice")
         return self
