@@ -48,6 +48,9 @@ def test_a_rank_is_for_adapters_and_some_merges_need_one(asterism, places, tmp_p
     ran = asterism("merge", places / "ties.yaml", tmp_path / "out", "--as", "adapter")
     assert ran.code == 2
     assert "--rank 16" in ran.err
+    ran = asterism("merge", places / "ties.yaml", tmp_path / "out", "--as", "adapter", "--rank", 4, "--shard-size", 1)
+    assert ran.code == 2
+    assert "leave --shard-size out" in ran.err
     assert not (tmp_path / "out").exists()
 
 

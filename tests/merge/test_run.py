@@ -403,6 +403,35 @@ def test_what_lies_beside_the_weights_is_checked_before_them(places, tmp_path, m
         merge_recipe({"merge_method": "passthrough", "slices": slices}, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"tie_word_embeddings": True}, "lm_head.weight is in the merge, not in"),
+        ({"vocab_size": 384}, r"model.embed_tokens.weight is \[320, 16\], \[384, 16\] in"),
+        ({"intermediate_size": 48}, r"mlp.down_proj.weight is \[16, 32\], \[16, 48\] in"),
+        ({"hidden_size": 32}, r"model.embed_tokens.weight is \[320, 16\], \[320, 32\] in"),
+        ({"num_hidden_layers": 5}, None),
+    ],
+)
+def test_slices_fit_the_config_that_they_take(places, tmp_path, monkeypatch, changes, told):
+    """Also where it is of a base that they do not merge, or of the first of several models."""
+    folder = places("qwen2")
+    donor = tiny.save(tiny.tiny_model("qwen2", **changes), tmp_path / "donor")
+    slices = [{"sources": [{"model": str(folder / name), "layer_range": [0, 2]}]} for name in MODELS]
+    content = {"merge_method": "passthrough", "base_model": str(donor), "slices": slices}
+    if told is None:
+        merge_recipe(content, tmp_path / "out")
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 4
+        return
+    monkeypatch.setattr(run, "writing", None)
+    with pytest.raises(MismatchError, match=rf"does not fit the config that it takes.\n  met:  .*{told} .*donor"):
+        merge_recipe(content, tmp_path / "out")
+    if "intermediate_size" in changes:
+        first = [{"sources": [{"model": str(donor), "layer_range": [0, 1]}]}, *slices]
+        with pytest.raises(MismatchError, match=told):
+            merge_recipe({"merge_method": "passthrough", "slices": first}, tmp_path / "out")
+
+
 def test_no_merge_takes_the_place_of_what_it_is_made_of(places, tmp_path):
     folder, out = places("qwen2"), tmp_path / "out"
     merge_recipe(recipe(folder, "linear", base=False, each={"weight": 1.0}), out)

@@ -16,7 +16,9 @@ from asterism.core.errors import SettingsError
 def app(
     recipe: Annotated[Path, typer.Argument(help="YAML in mergekit's schema.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; an earlier merge that lies there is replaced whole.")],
-    shard_size: Annotated[float, typer.Option(min=0.001, help="Most gigabytes of tensors a file.")] = 5.0,
+    shard_size: Annotated[
+        float | None, typer.Option(min=0.001, help="Most gigabytes of tensors a file of a checkpoint.  [default: 5]", show_default=False)
+    ] = None,
     form: Annotated[
         Literal["checkpoint", "adapter"],
         typer.Option("--as", help="A whole model, or one PEFT LoRA adapter where all models are adapters of one base."),
@@ -31,12 +33,14 @@ def app(
     """Merge models as a recipe says, one tensor at a time, and write a checkpoint that `transformers` loads, or an adapter for `peft`."""
     if rank and form != "adapter":
         raise SettingsError("Only an adapter has a rank.", met=f"--rank {rank} --as {form}", mend="add --as adapter, or leave --rank out")
+    if shard_size and form == "adapter":
+        raise SettingsError("An adapter is one file.", met=f"--shard-size {shard_size:g} --as adapter", mend="leave --shard-size out")
     if push is not None and push.count("/") != 1:
         raise SettingsError("That names no repository of the Hub.", met=push, mend="--push owner/name")
     if form == "adapter":
         told, shown = _adapter(recipe, out, rank, given)
     else:
-        told, shown = _checkpoint(recipe, out, int(shard_size * 1e9), given)
+        told, shown = _checkpoint(recipe, out, int((shard_size or 5) * 1e9), given)
     address = None
     if push is not None:
         from asterism.models.sources import pushed

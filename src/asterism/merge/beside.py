@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asterism.core.errors import SettingsError, StorageError, UnknownName
+from asterism.core.errors import MismatchError, SettingsError, StorageError, UnknownName
 from asterism.core.storage import read_json, write_json
 from asterism.merge.chat import TEMPLATES
+from asterism.merge.parts import is_head, is_vocabulary, parts_of
 from asterism.merge.plan import Piece
 from asterism.merge.recipe import Recipe
 from asterism.merge.sources import LAYER_FIELDS, Opened
@@ -30,6 +31,21 @@ def config_of(recipe: Recipe, donor: Opened, pieces: Iterable[Piece], rows: int 
     if not recipe.whole:
         config |= _restacked(config, [number for part in recipe.slices for number in range(*(part.sources[0].layers or (0, 0)))])
     return config | ({} if rows is None else {"vocab_size": rows})
+
+
+def check_donor(donor: Opened, pieces: Iterable[Piece], rows: int | None) -> None:
+    """MismatchError unless what slices make is of the names and shapes of the donor, whose config it takes; no number of layers matters.
+
+    rows: of the output's vocabulary where a tokenizer rule maps it, as in `config_of`.
+    """
+    shapes = {piece.name: piece.shape for piece in pieces}
+    made, theirs = parts_of(shapes, "the merge"), parts_of(donor.header, donor.reference)
+    loose = {key: name for key, name in theirs.loose.items() if not (donor.tied and is_head(key))}
+    for table, others in ((made.loose, (loose,)), *((layer, theirs.layers) for layer in made.layers)):
+        told = [_unlike(table, shapes, other, donor, rows) for other in others]
+        if all(told):
+            mend = "name as base_model a model of the sources' architecture and size"
+            raise MismatchError("What the slices make does not fit the config that it takes.", met=told[0], mend=mend)
 
 
 def chat_template(recipe: Recipe, models: Sequence[Opened]) -> str | None:
@@ -77,6 +93,20 @@ def tokenizer_config(folder: Path) -> Path:
         mend = "save a tokenizer there with tokenizer.save_pretrained, or drop chat_template"
         raise SettingsError("A chat template needs a tokenizer.", met=f"{folder} holds no {config.name}", mend=mend)
     return config
+
+
+def _unlike(
+    made: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], table: Mapping[str, str], donor: Opened, rows: int | None
+) -> str:
+    """The first difference between tensors of the merge and the donor's, key -> name each; nothing where they are alike."""
+    for key in [*made, *(key for key in table if key not in made)]:
+        if key not in table or key not in made:
+            there, lacking = ("the merge", donor.reference) if key in made else (donor.reference, "the merge")
+            return f"{made.get(key) or table[key]} is in {there}, not in {lacking}"
+        mine, theirs = shapes[made[key]], tuple(donor.header[table[key]][0])
+        if mine != theirs and not (rows is not None and is_vocabulary(key) and mine[1:] == theirs[1:]):
+            return f"{made[key]} is {list(mine)}, {list(theirs)} in {donor.reference}"
+    return ""
 
 
 def _restacked(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class Merge:
         self.donor = next((model for model in self.models if model.reference == recipe.donor), None) or open_model(recipe.donor)
         check_alike([self.donor, *self.models])
         self.words = _words(recipe, self.donor, self.models)
+        rows = self.words.rows if self.words else None
         self.template = beside.chat_template(recipe, self.models)
         if self.template and not self.words:
             beside.tokenizer_config(self.donor.folder)  # its absence is told now
@@ -69,10 +70,12 @@ class Merge:
             {model.reference: model.header for model in self.models},
             {model.reference: model.layers for model in self.models if model.layers is not None},
             tied=[model.reference for model in self.models if model.tied],
-            rows=self.words.rows if self.words else None,
+            rows=rows,
         )
         self.jobs = list(_jobs(recipe, self.method, self.pieces, seed, self.words))
-        self.config = beside.config_of(recipe, self.donor, self.pieces, self.words.rows if self.words else None)
+        if not recipe.whole:
+            beside.check_donor(self.donor, self.pieces, rows)
+        self.config = beside.config_of(recipe, self.donor, self.pieces, rows)
         """The output's."""
 
     def tensors(self, device: str = "cpu", done: Container[str] = ()) -> Iterator[tuple[Job, Tensor, dict[str, Any]]]:
