@@ -74,6 +74,13 @@ def test_eval_takes_the_texts_held_out_and_refuses_those_seen(asterism, mlps, fi
         assert part in people.out
 
 
+def test_a_file_without_texts_is_told_as_such(asterism, mlps, tmp_path):
+    assert asterism("route", "train", mlps, tmp_path / "arrow", "--untrained", "arrow").code == 0
+    (tmp_path / "none.jsonl").write_text("")
+    ran = asterism("route", "eval", mlps, tmp_path / "arrow", "--data", tmp_path / "none.jsonl")
+    assert f"no texts to tell the router by.\n  met:  {tmp_path / 'none.jsonl'}\n" in ran.err
+
+
 def test_untrained_routers_need_no_task(asterism, mlps, data, tmp_path):
     ran = asterism("route", "train", mlps, tmp_path / "arrow", "--untrained", "arrow", "--top-k", 2, "--normalise", "--scale", 2, "--json")
     assert ran.code == 0, ran.err
@@ -107,12 +114,14 @@ def test_export_writes_either_form(asterism, mlps, tmp_path):
     refused = asterism("route", "export", mlps, tmp_path / "prompts", tmp_path / "moe")
     assert refused.code == 2
     assert "mode absolute" in refused.err
+    assert "--as routed" in refused.err
     assert asterism("route", "export", mlps, tmp_path / "prompts", tmp_path / "routed", "--as", "routed").code == 0
     assert (tmp_path / "routed" / "tokenizer.json").exists()
 
 
 def test_what_is_wrong_is_told(asterism, mlps, original, file, tmp_path):
-    small = ("--data", file, *SHORT)
+    small, short = ("--data", file, *SHORT), tmp_path / "short.jsonl"
+    short.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a", "b", "c", "d")))
     for given, wrong in (
         (("train", mlps, tmp_path / "r"), "--untrained arrow"),
         (("train", mlps, tmp_path / "r", *small, "--experts", "medicl,code"), "did you mean 'medical'"),
@@ -121,6 +130,10 @@ def test_what_is_wrong_is_told(asterism, mlps, original, file, tmp_path):
         (("train", mlps, tmp_path / "r", *small, "--gate", "fixed"), "linear or mlp"),
         (("train", original, tmp_path / "r", *small), 'attention="generalist"'),
         (("train", mlps, tmp_path / "r", "--untrained", "average"), "--data"),
+        (("train", mlps, tmp_path / "r", "--untrained", "average", "--data", file), "give a folder of <expert>.train.jsonl files"),
+        (("train", mlps, tmp_path / "r", "--untrained", "arrow", "--data", file), "--data is of --untrained average"),
+        (("train", mlps, tmp_path / "r", "--untrained", "average", "--prompts", file), "--prompts is of --untrained prompts"),
+        (("train", mlps, tmp_path / "r", "--data", short, "--held-out", 0.5, *SHORT), "A held-out text has fewer than 3 tokens"),
         (("train", mlps, tmp_path / "r", "--untrained", "arrow", "--mode", "cosine"), "mode of their own"),
         (("eval", mlps, tmp_path), "no router here"),
         (("show", mlps, tmp_path, "text"), "no router here"),

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from asterism.core.errors import DataError, SettingsError, StorageError, UnknownName
-from asterism.route.texts import TaskTexts, check_unseen, heldout_texts, keep_texts, kept_texts, task_texts
+from asterism.route.texts import TaskTexts, check_readable, check_unseen, heldout_texts, keep_texts, kept_texts, task_texts
+from tests import tiny
 
 
 def write(path, *rows):
@@ -81,9 +82,17 @@ def test_what_a_router_has_seen_is_known_again(tmp_path):
     keep_texts(tmp_path, TaskTexts(["one", "two"], ["three"]))
     assert kept_texts(tmp_path) == ["three"]
     check_unseen(tmp_path, ["three", "four"])
-    with pytest.raises(DataError, match=r"learnt from these texts[^\0]*1 of them, e.g. 'two'"):
+    with pytest.raises(DataError, match=rf"learnt from these texts[^\0]*{tmp_path}: 1 of them, e.g. 'two'"):
         check_unseen(tmp_path, ["four", "two"])
     assert "one" not in (tmp_path / "texts.json").read_text()
+
+
+def test_held_out_texts_that_cannot_be_told_by_are_found_before_training():
+    tokenizer = tiny.tiny_tokenizer()
+    check_readable(tokenizer, ["three tokens at least"])
+    for text in ("a", "ab"):
+        with pytest.raises(DataError, match=rf"fewer than 3 tokens.\n  met:  '{text}'"):
+            check_readable(tokenizer, ["three tokens at least", text])
 
 
 def test_a_router_without_a_record_has_seen_nothing_and_a_damaged_one_is_told(tmp_path):

@@ -118,7 +118,8 @@ def evaluate(
 
     texts = heldout_texts(data, domain) if data else kept_texts(router)
     if not texts:
-        raise SettingsError("There are no texts to tell the router by.", met=f"{router} has kept none", mend="give --data")
+        met, mend = (data, "give texts that it has not learnt from") if data else (f"{router} has kept none", "give --data")
+        raise SettingsError("There are no texts to tell the router by.", met=met, mend=mend)
     check_unseen(router, texts)
     told |= compare(model, opened, texts, max_length=max_length, seed=given.seed).to_dict()
     told |= _reported(told, report)
@@ -189,11 +190,12 @@ def export(
 def _trained(root: Path, out: Path, texts: TaskTexts, settings: RouterSettings, attention: Any, given: Given) -> dict[str, Any]:
     from asterism.models.library import Library
     from asterism.route.build import route
-    from asterism.route.texts import keep_texts
+    from asterism.route.texts import check_readable, keep_texts
     from asterism.route.training import train_router
 
     training = given.settings(TrainingSettings, TrainingSettings(**PRESETS["router"]))
     library = Library.open(root, dtype=torch_dtype(given.dtype or "float32"))  # whatever the models are stored in
+    check_readable(library.tokenizer, texts.held_out)
     model = route(library, settings, attention=attention)
     train_router(model, library.tokenizer, texts.train, out, training, device=given.device)
     if is_first_process():
@@ -205,6 +207,9 @@ def _trained(root: Path, out: Path, texts: TaskTexts, settings: RouterSettings, 
 def _untrained(
     root: Path, out: Path, data: str | None, settings: RouterSettings, attention: Any, way: Any, prompts: Path | None, given: Given
 ) -> dict[str, Any]:
+    for option, value, own in (("--data", data, "average"), ("--prompts", prompts, "prompts")):
+        if value is not None and way != own:
+            raise SettingsError(f"{option} is of --untrained {own}.", met=f"--untrained {way} {option} {value}", mend=f"leave {option} out")
     library = open_library(root, given)
     from asterism.route.build import save_router
     from asterism.route.texts import TaskTexts, keep_texts

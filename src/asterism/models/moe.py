@@ -14,6 +14,7 @@ from asterism.models.loading import build
 
 FORMATS = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe", "olmo2": "flex_olmo"}
 """Model type of the experts -> that of the mixture with the same attention and norms."""
+KEEP = "keep the routed model's own format (save_pretrained, or `asterism route export --as routed`), which transformers loads too"
 SHARED_WIDTH = 8
 """Width of Qwen2-MoE's shared expert, all zero here; the least that eight devices can split."""
 _OWN = {"model_type", "architectures", "transformers_version", "auto_map"}
@@ -28,7 +29,7 @@ def moe_config(config: PreTrainedConfig, *, experts: int, top_k: int, normalise:
     Raises UnsupportedError, by name, for a family without such a format, or windows of attention that the format cannot tell.
     """
     if config.model_type not in FORMATS:
-        mend = f"keep the routed model's own format (save_pretrained); experts of {', '.join(FORMATS)} can be exported"
+        mend = f"{KEEP}; experts of {', '.join(FORMATS)} can be exported as a mixture"
         raise UnsupportedError("No mixture-of-experts architecture holds this family.", met=config.model_type, mend=mend)
     name = FORMATS[config.model_type]
     if name == "mixtral" and not normalise and top_k < experts:
@@ -82,7 +83,7 @@ def _attention(name: str, config: PreTrainedConfig) -> dict[str, Any]:
         kind = "full_attention" if window is None else "sliding_attention"
         return {"qkv_bias": False, "use_sliding_window": window is not None, "layer_types": [kind] * config.num_hidden_layers}
     if name == "qwen3_moe" and len(set(config.layer_types)) > 1:
-        mend = "keep the routed model's own format (save_pretrained)"
+        mend = KEEP
         raise UnsupportedError("Qwen3-MoE has one kind of attention in all blocks.", met="layer_types of two kinds", mend=mend)
     return {}
 
@@ -96,5 +97,5 @@ def _nothing_shared(stem: str, zeros: Tensor) -> dict[str, Tensor]:
 
 
 def _no_place(config: PreTrainedConfig, parameter: str) -> UnsupportedError:
-    mend = "keep the routed model's own format (save_pretrained)"
+    mend = KEEP
     return UnsupportedError(f"The architecture {config.model_type} has no place for a parameter.", met=parameter, mend=mend)

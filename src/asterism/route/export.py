@@ -9,7 +9,7 @@ import torch
 
 from asterism.core.errors import UnsupportedError
 from asterism.core.storage import replacing, vacant, write_json
-from asterism.models.moe import build_moe, moe_config
+from asterism.models.moe import KEEP, build_moe, moe_config
 from asterism.models.routed import RoutedForCausalLM
 from asterism.models.types import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -68,5 +68,4 @@ def _written(made: PreTrainedModel, model: RoutedForCausalLM, folder: Path, toke
 
 def _check(fits: bool, what: str, met: str) -> None:
     if not fits:
-        mend = "keep the routed model's own format (save_pretrained), which transformers loads too"
-        raise UnsupportedError(f"{what} has no place in a mixture-of-experts architecture.", met=met, mend=mend)
+        raise UnsupportedError(f"{what} has no place in a mixture-of-experts architecture.", met=met, mend=KEEP)

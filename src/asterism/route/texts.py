@@ -9,10 +9,14 @@ from pathlib import Path
 from asterism.core.corpus import Corpus, read_corpus
 from asterism.core.errors import DataError, SettingsError, StorageError, UnknownName
 from asterism.core.storage import digest_of, read_json, write_json
+from asterism.models.batching import tokenise
 from asterism.models.starts import training_texts
+from asterism.models.types import PreTrainedTokenizerBase
 from asterism.route.training import check_texts, split
 
 RECORD = "texts.json"
+LEAST = 3
+"""Tokens of a text that is told by halves, see `route.scoring`."""
 FORMAT_VERSION = 1
 
 
@@ -78,8 +82,17 @@ def check_unseen(folder: str | Path, texts: Iterable[str]) -> None:
     seen = _record(folder)[0]
     known = [text for text in texts if _mark(text) in seen]
     if known:
-        mend = "give texts that were held out; those kept beside the router are taken without --data"
-        raise DataError("The router has learnt from these texts.", met=f"{len(known)} of them, e.g. {known[0][:60]!r}", mend=mend)
+        met = f"{folder}: {len(known)} of them, e.g. {known[0][:60]!r}"
+        mend = "give texts that were held out; `asterism route eval` without --data takes those kept beside the router"
+        raise DataError("The router has learnt from these texts.", met=met, mend=mend)
+
+
+def check_readable(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+    """DataError naming the first text of fewer than LEAST tokens: by it no router could be told, however it was trained."""
+    for text, ids in zip(texts, tokenise(tokenizer, texts, LEAST), strict=True):
+        if len(ids) < LEAST:
+            mend = "leave it out of the data, or give it more words"
+            raise DataError(f"A held-out text has fewer than {LEAST} tokens.", met=repr(text), mend=mend)
 
 
 def _parted(texts: Sequence[str], held_out: float, seed: int) -> TaskTexts:

@@ -19,6 +19,7 @@ from asterism.route.untrained import Gates, average_activation_gates, only, prom
 
 Way = Literal["prompts", "average", "arrow"]
 _PROMPTS = "`expert: ['a prompt', 'another']`, or `expert: {prompts: [...], negative: [...]}`"
+_FOLDER = "a folder of <expert>.train.jsonl files"
 TEXTS = 200
 """Training texts of each expert that average activations are taken of."""
 
@@ -38,7 +39,10 @@ def gates_by(
     if way == "arrow":
         gates, read = only(arrow_gates(library, with_generalist=settings.with_generalist), names), []
     elif way == "average":
-        train = read_corpus(_needed(data, way, "a folder of <expert>.train.jsonl files as --data")).train
+        folder = Path(_needed(data, way, f"{_FOLDER} as --data"))
+        if not folder.is_dir():
+            raise DataError("Average activations are of each expert's own training texts.", met=folder, mend=f"give {_FOLDER}")
+        train = read_corpus(folder).train
         texts = {name: train.get(GENERAL if name == GENERALIST else name, [])[:TEXTS] for name in names}
         gates, read = average_activation_gates(library, texts), [text for own in texts.values() for text in own]
     else:
