@@ -95,7 +95,23 @@ def test_a_path_to_the_generalist_has_one_specialist():
 def test_few_texts_leave_doubts():
     ways, (advice, _) = advised(3.0, losses(2.5, 2.2, 2.6))
     assert doubts(ways, advice) == []
-    assert doubts(ways, "neither") == []
     noisy = Way("noisy", ways["specialist"].losses - 0.1 * torch.linspace(-9, 10, N, dtype=torch.float64))
     (told,) = doubts({**ways, "merge": noisy}, "merge")
     assert told.startswith(f"{N} texts do not decide whether it gains over code: 0.050 nats")
+    assert doubts(ways, "route") == []  # advised for another reason than its loss
+
+
+@pytest.mark.parametrize(("worse", "noise", "doubted"), [(0.1, 0.0, False), (0.0, 0.0, False), (0.0, 0.1, True), (1.0, 0.1, False)])
+def test_few_texts_do_not_rule_a_mixture_out(worse, noise, doubted):
+    ways, (advice, _) = advised(3.0, losses(2.5, 2.5 + worse, 2.6))
+    assert advice == "neither"
+    mixed = Way("half", ways["specialist"].losses + worse + noise * torch.linspace(-10, 10, N, dtype=torch.float64))
+    found = doubts({**ways, "merge": mixed, "compose": mixed}, advice)
+    assert [told.startswith(f"{N} texts do not rule out that half gains over code: ") for told in found] == [True] * doubted
+
+
+def test_one_text_decides_nothing():
+    ways, _ = advised(3.0, losses(2.5, 2.2, 2.6))
+    one = {name: Way(way.what, way.losses[:1]) for name, way in ways.items()}
+    for advice in ("merge", "neither"):
+        assert doubts(one, advice) == ["One text decides nothing; an interval over texts needs several."]

@@ -85,15 +85,23 @@ def advise(ways: Mapping[str, Way], *, both_help: bool, barrier: float, similar:
 
 
 def doubts(ways: Mapping[str, Way], advice: Advice, seed: int = 0) -> list[str]:
-    """What the texts are too few to decide: whether the way advised is better than the best of the cheaper ones."""
-    if advice not in ways:
+    """What the texts are too few to decide: whether the way advised is better than the best of the cheaper ones.
+
+    Under `neither`: whether the best mixture is, by more than CLOSE.
+    """
+    if advice not in ways and advice != "neither":
         return []
-    rival = min((ways[name] for name in ORDER[: ORDER.index(advice)] if name in ways), key=lambda way: way.loss)
-    gain, low, high = bootstrap_mean((rival.losses - ways[advice].losses).numpy(), seed)
-    if low > 0:
-        return []
+    place = ORDER.index("merge" if advice == "neither" else advice)
+    cheaper, dearer = ([ways[name] for name in part if name in ways] for part in (ORDER[:place], ORDER[place:]))
+    rival = min(cheaper, key=lambda way: way.loss)
+    if len(rival.losses) < 2:
+        return ["One text decides nothing; an interval over texts needs several."]
+    own = min(dearer, key=lambda way: way.loss) if advice == "neither" else ways[advice]
+    gain, low, high = bootstrap_mean((rival.losses - own.losses).numpy(), seed)
     told = f"{gain:.3f} nats, 95 % interval {low:.3f} to {high:.3f}"
-    return [f"{len(rival.losses)} texts do not decide whether it gains over {rival.what}: {told}."]
+    if advice == "neither":
+        return [f"{len(own.losses)} texts do not rule out that {own.what} gains over {rival.what}: {told}."] if high > CLOSE else []
+    return [f"{len(own.losses)} texts do not decide whether it gains over {rival.what}: {told}."] if low <= 0 else []
 
 
 def _points(sweeps: Sequence[Sweep], left: str, right: str) -> list[tuple[str, TextLosses]]:
