@@ -432,6 +432,15 @@ def test_slices_fit_the_config_that_they_take(places, tmp_path, monkeypatch, cha
             merge_recipe({"merge_method": "passthrough", "slices": first}, tmp_path / "out")
 
 
+def test_a_base_without_a_tokenizer_takes_the_one_that_the_others_share(places, tmp_path):
+    folder = places("qwen2")
+    bare = shutil.copytree(folder / BASE, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    content = recipe(folder, "task_arithmetic", base=False, each={"weight": 1.0}, base_model=str(bare), chat_template="chatml")
+    merge_recipe(content, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (folder / A / "tokenizer.json").read_bytes()
+    assert "im_start" in (tmp_path / "out" / "chat_template.jinja").read_text()
+
+
 def test_no_merge_takes_the_place_of_what_it_is_made_of(places, tmp_path):
     folder, out = places("qwen2"), tmp_path / "out"
     merge_recipe(recipe(folder, "linear", base=False, each={"weight": 1.0}), out)

@@ -38,7 +38,7 @@ def compatibility(advice: str = "route") -> dict:
             "lerp": {"height": 0.125, "low": 0.11, "high": 0.14, "share": 0.5},
             "activation": {"height": 0.0, "low": 0.0, "high": 0.0, "share": 0.0},
         },
-        "deltas": dict.fromkeys(("mlp", "all"), delta),
+        "deltas": {"mlp": delta, "other": dict.fromkeys(delta, 0) | {"norms": [0.0, 0.0]}, "all": delta},
         "similar": {"target": 0.97, "general": 0.96},
         "similarity": {"target": similar("math", "code"), "general": similar("math", "code", fall=0.2)},
         "within": {name: similar(name, name, fall=0.3) for name in ("math", "code")},
@@ -78,6 +78,7 @@ def router(depth: int = 1, models: tuple[str, ...] = ("math", "code"), scope: st
         "router_loss": _row(2.7),
         "rivals": [{"name": name, **_row(own), **gain} for name, own in (("generalist", 3.4), ("math", 2.91), ("code", 3.2))],
         "text": TEXT,
+        "left_out": 0,
         "tokens": tokens,
         "shares": shares,
     }

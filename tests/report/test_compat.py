@@ -33,6 +33,7 @@ def test_figures_are_the_measurements(page):
     assert "0.125 nats (0.110 to 0.140) for the weights" in said
     assert "0.970 on target texts and 0.960 on general texts" in said
     assert "47.0 %" in said
+    assert "other" not in said.split("What they changed")[1]  # neither changed it
     assert "what compose is" in said
     assert "100 texts do not decide" in said
 

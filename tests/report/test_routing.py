@@ -68,6 +68,16 @@ def test_entropy_is_put_into_words(share, told):
     assert told in routing_html(found)
 
 
+def test_a_text_that_was_cut_and_a_top_k_are_told():
+    found = router(depth=2)
+    count = len(found["tokens"])
+    assert f"this text&#39;s {count} tokens go to" in routing_html(found)
+    page = routing_html(found | {"left_out": 7, "settings": found["settings"] | {"top_k": 1}})
+    assert f"this text&#39;s first {count} tokens (of {count + 7}) go to" in page
+    assert "before the top-k" in page
+    assert "math, layer 2" in page
+
+
 def test_one_gate_for_all_blocks_is_one_row():
     page = routing_html(router(scope="single"))
     assert page.count("<td>all</td>") == 1

@@ -23,6 +23,10 @@ def test_every_token_is_shown_once_and_blanks_are_seen():
     assert brief[:4] == ["⏎", "def", "⏎␣4", "incompreh…"]
 
 
+def test_characters_that_matplotlib_cannot_draw_are_left_to_the_browser():
+    assert texts(token_map(["日本", "π"], ["0"], [[0.1, 0.9]], name="math"))[:2] == ["日本", "π"]
+
+
 def test_experts_of_several_blocks_count_for_their_model():
     assert model_shares(BLOCKS, "math") == pytest.approx([0.4, 0.5])
 

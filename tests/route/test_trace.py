@@ -53,7 +53,9 @@ def test_tokens_are_the_text_even_where_a_character_takes_several():
 
 
 def test_a_text_is_cut_and_an_empty_one_refused():
-    assert len(trace(routed(), tiny.tiny_tokenizer(), TEXT, max_length=5).tokens) == 5
+    found = trace(routed(), tiny.tiny_tokenizer(), TEXT, max_length=5)
+    assert (len(found.tokens), found.left_out) == (5, len(tiny.tiny_tokenizer()(TEXT)["input_ids"]) - 5)
+    assert trace(routed(), tiny.tiny_tokenizer(), TEXT).to_dict()["left_out"] == 0
     with pytest.raises(DataError, match="empty"):
         trace(routed(), tiny.tiny_tokenizer(), "")
 

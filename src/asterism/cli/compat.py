@@ -69,6 +69,7 @@ def _show(found: Mapping[str, Any], report: Path | None) -> None:
     rows = [
         [part, f"{own['cosine']:.3f}", f"{own['signs']:.1%}", f"{own['mass']:.1%}", *(f"{norm:.3g}" for norm in own["norms"])]
         for part, own in found["deltas"].items()
+        if any(own["norms"]) or part == "all"  # of what neither changed there is nothing to say
     ]
     table("Deltas from the generalist", ["part", "cosine", "signs opposed", "by |x y|", f"|{left}|", f"|{right}|"], rows)
     for name, own in found["similarity"].items():

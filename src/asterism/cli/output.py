@@ -127,6 +127,8 @@ def tokens_table(found: Mapping[str, Any]) -> None:
         first = max(names, key=lambda name, place=place: means[name][place])
         rows.append([repr(token)[1:-1], first, *(f"{means[name][place]:.0%}" for name in names)])
     table("Weights on every token, mean over blocks", ["token", "most", *names], rows)
+    if found["left_out"]:
+        line(f"The text goes on; its last {found['left_out']} tokens were not read (--max-length, or the model's positions).")
     _loads(found)
 
 

@@ -69,9 +69,15 @@ def write_config(folder: Path, config: Mapping[str, Any], donor: Opened) -> None
         shutil.copyfile(donor.folder / "generation_config.json", folder / "generation_config.json")
 
 
-def copy_tokenizer(folder: Path, donor: Opened) -> None:
-    """The donor's tokenizer as it is."""
-    for path in _tokenizer_files(donor.folder):
+def tokenizer_at(donor: Opened, models: Iterable[Opened]) -> Path:
+    """Where the tokenizer that all models share lies: with the donor, else with the first by name that has one, else nowhere (the donor)."""
+    by_name = sorted(models, key=lambda model: str(model.reference))
+    return next((model.folder for model in (donor, *by_name) if _tokenizer_files(model.folder)), donor.folder)
+
+
+def copy_tokenizer(folder: Path, origin: Path) -> None:
+    """The tokenizer of another folder as it is."""
+    for path in _tokenizer_files(origin):
         shutil.copyfile(path, folder / path.name)
 
 

@@ -62,8 +62,9 @@ class Merge:
         self.words = _words(recipe, self.donor, self.models)
         rows = self.words.rows if self.words else None
         self.template = beside.chat_template(recipe, self.models)
+        self._tokenizer = beside.tokenizer_at(self.donor, self.models)
         if self.template and not self.words:
-            beside.tokenizer_config(self.donor.folder)  # its absence is told now
+            beside.tokenizer_config(self._tokenizer)  # its absence is told now
         self.pieces = plan(
             recipe,
             self.method,
@@ -123,7 +124,7 @@ class Merge:
         if self.words:
             self.words.save(folder)
         else:
-            beside.copy_tokenizer(folder, self.donor)
+            beside.copy_tokenizer(folder, self._tokenizer)
         if self.template:
             beside.set_template(folder, self.template)
 

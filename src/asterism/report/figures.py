@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import pairwise
 from typing import Any, TypeVar, cast
+from warnings import catch_warnings, filterwarnings
 
 WIDTH = 4.4
 """Inches; 1 inch = 96 CSS pixels."""
@@ -285,7 +286,8 @@ def as_svg(figure, title: str, salt: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     drawn = io.StringIO()
-    with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+    with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}), catch_warnings():
+        filterwarnings("ignore", "Glyph .* missing from font")  # text stays text: whoever looks at the page has fonts of their own
         FigureCanvasSVG(figure).print_svg(drawn, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = drawn.getvalue()
     size = re.search(r'viewBox="([^"]*)"', text)

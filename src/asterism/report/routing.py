@@ -67,7 +67,12 @@ def _sent(found: Mapping[str, Any]) -> list[str]:
     """Who has how much of a text, in one sentence."""
     means = {name: _mean([_mean(row) for row in rows]) for name, rows in found["shares"].items()}
     ranked = [f"{name} ({100 * share:.0f}\u00a0%)" for name, share in sorted(means.items(), key=lambda item: -item[1])]
-    return [f"The weights of this text's {len(found['tokens'])} tokens go to {listed(ranked)}."]
+    count = (
+        f"first {len(found['tokens'])} tokens (of {len(found['tokens']) + cut})"
+        if (cut := found["left_out"])
+        else f"{len(found['tokens'])} tokens"
+    )
+    return [f"The weights of this text's {count} go to {listed(ranked)}."]
 
 
 def _decided(blocks: Sequence[Mapping[str, Any]]) -> str:

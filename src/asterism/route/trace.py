@@ -23,6 +23,8 @@ class Trace:
     experts: tuple[tuple[tuple[str, int], ...], ...]
     """For each block the (model, block) of each expert that its gate weighs."""
     models: tuple[str, ...]
+    left_out: int = 0
+    """Tokens of the text that were not read."""
 
     def shares(self) -> dict[str, Tensor]:
         """For each model [blocks, T]: the weights of all its experts."""
@@ -34,6 +36,7 @@ class Trace:
         return {
             "tokens": list(self.tokens),
             "models": list(self.models),
+            "left_out": self.left_out,
             "shares": {name: own.tolist() for name, own in self.shares().items()},
             "weights": self.weights.tolist(),
         }
@@ -46,7 +49,8 @@ def trace(model: RoutedForCausalLM, tokenizer: Any, text: str, *, max_length: in
         hidden_states(model, batch)
     weights = torch.stack([_applied(model, probabilities[0]).float().cpu() for probabilities in seen])
     experts = tuple(tuple(model.reach_of(block)) for block in range(len(seen)))
-    return Trace(tuple(pieces(tokenizer, batch.ids[0].tolist())), weights, experts, tuple(model.config.experts))
+    left_out = len(tokenizer(text, verbose=False)["input_ids"]) - batch.tokens
+    return Trace(tuple(pieces(tokenizer, batch.ids[0].tolist())), weights, experts, tuple(model.config.experts), left_out)
 
 
 def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
