@@ -70,7 +70,7 @@ def write_config(folder: Path, config: Mapping[str, Any], donor: Opened) -> None
 
 
 def tokenizer_at(donor: Opened, models: Iterable[Opened]) -> Path:
-    """Where the tokenizer that all models share lies: with the donor, else with the first by name that has one, else nowhere (the donor)."""
+    """Where the tokenizer that all models share lies: with the donor, else with the first by name that has one."""
     by_name = sorted(models, key=lambda model: str(model.reference))
     return next((model.folder for model in (donor, *by_name) if _tokenizer_files(model.folder)), donor.folder)
 
