@@ -67,11 +67,8 @@ def _sent(found: Mapping[str, Any]) -> list[str]:
     """Who has how much of a text, in one sentence."""
     means = {name: _mean([_mean(row) for row in rows]) for name, rows in found["shares"].items()}
     ranked = [f"{name} ({100 * share:.0f}\u00a0%)" for name, share in sorted(means.items(), key=lambda item: -item[1])]
-    count = (
-        f"first {len(found['tokens'])} tokens (of {len(found['tokens']) + cut})"
-        if (cut := found["left_out"])
-        else f"{len(found['tokens'])} tokens"
-    )
+    read, cut = len(found["tokens"]), found["left_out"]
+    count = f"first {read} tokens (of {read + cut})" if cut else f"{read} tokens"
     return [f"The weights of this text's {count} go to {listed(ranked)}."]
 
 
