@@ -383,6 +383,10 @@ def test_what_is_refused_before_anything_is_opened(places, tmp_path):
     other = tiny.save(tiny.tiny_model("qwen2", num_attention_heads=2, num_key_value_heads=1), tmp_path / "heads")
     with pytest.raises(MismatchError, match="num_attention_heads"):
         merge_recipe(recipe(folder, "linear", base=False, models=[A, str(other)], each={"weight": 1.0}), tmp_path / "out")
+    hollow = shutil.copytree(folder / A, tmp_path / "hollow")
+    save_file({}, hollow / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StorageError, match=r"no weights.\n  met:  .*hollow: no tensor"):
+        merge_recipe(recipe(folder, "linear", base=False, models=[str(hollow)], each={"weight": 1.0}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -120,6 +120,8 @@ def open_model(reference: Reference) -> Opened:
         raise UnsupportedError("Quantised models cannot be merged exactly.", met=folder, mend="use the unquantised checkpoint")
     lora = None if reference.lora is None else _adapter_at(folder_of(reference.lora))
     opened = Opened(reference, folder, config, Checkpoint.open(folder), lora)
+    if not opened.header:
+        raise StorageError("A checkpoint has no weights.", met=f"{folder}: no tensor in its files", mend="save or download it again")
     if lora is not None:
         _ = opened._adapted  # whatever is wrong with it is told now
     return opened
