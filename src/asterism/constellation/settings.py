@@ -78,7 +78,7 @@ class SimilaritySettings(Settings):
     unit: Literal["token", "text"] = "token"
     """What one sample is: a position of a text, or the mean over a text's positions."""
     samples: int | None = Field(default=10_000, ge=4)
-    """Samples drawn at random when the texts hold more; null takes all."""
+    """Samples drawn at random when the texts hold more; null in a settings file takes all."""
     estimator: Literal["debiased", "biased"] = "debiased"
     """Debiased is about 0 for unrelated features; biased (the paper's) is far above 0 unless samples outnumber features many times."""
     kernel: Literal["linear", "rbf"] = "linear"
