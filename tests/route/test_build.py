@@ -183,6 +183,8 @@ def test_damaged_routers_are_told(library, tmp_path):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(StorageError, match="holds something else"):
         save_router(route(library), tmp_path / "mine")
+    with pytest.raises(MismatchError, match=r"gates of a routed model.\n  met:  GPT2LMHeadModel"):
+        save_router(tiny.tiny_model("gpt2"), tmp_path / "plain")  # pyright: ignore[reportArgumentType]
 
 
 def test_refusals(library):

@@ -140,6 +140,10 @@ def test_refusals(library, tmp_path):
     for other in (route(library, gate="fixed"), tiny.tiny_model("gpt2")):
         with pytest.raises(SettingsError, match=rf"There are no gates to train.\n  met:  {type(other).__name__}"):
             train(other, library.tokenizer, TEXTS, tmp_path / "out", TrainingSettings(**SHORT), device="cpu")
+        with pytest.raises(SettingsError, match="no gates to train"):
+            run(library, tmp_path / "out", model=other)
+    with pytest.raises(DataError, match=r"A router learns from a list of texts.\n  met:  'one text'"):
+        run(library, tmp_path / "out", "one text")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mine.txt").write_text("mine")
     with pytest.raises(StorageError, match="holds something else"):

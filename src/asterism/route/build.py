@@ -86,8 +86,11 @@ def specialists_of(library: Library, settings: RouterSettings) -> list[str]:
 def save_router(model: RoutedForCausalLM, folder: str | Path) -> Path:
     """Write the gates alone, a few vectors a block, with the digests of the models that they were made for; whole or absent.
 
-    StorageError when `folder` holds something else than an earlier router. `model.save_pretrained` writes the whole model instead.
+    Raises MismatchError for a model that is not routed, StorageError when `folder` holds something else than an earlier router.
+    `model.save_pretrained` writes the whole model instead.
     """
+    if not hasattr(model, "gate_state"):
+        raise MismatchError("A router is the gates of a routed model.", met=type(model).__name__, mend="give a model that `route` made")
     folder = vacant(folder, RECORD, "router")
     with replacing(folder) as temporary:
         write_router(temporary, model.gate_state(), model.config.origin)

@@ -12,7 +12,7 @@ from asterism.core.errors import DataError, SettingsError
 from asterism.core.storage import read_tensors
 from asterism.models.routed import RoutedForCausalLM
 from asterism.models.settings import PRESETS, TrainingSettings
-from asterism.models.training import train
+from asterism.models.training import gates_of, train
 from asterism.models.types import PreTrainedTokenizerBase
 from asterism.route.build import TENSORS, write_router
 
@@ -36,6 +36,7 @@ def train_router(
     if settings.method != "router":
         raise SettingsError("A router trains its gates alone.", met=f"method {settings.method!r}", mend='method "router"')
     check_texts(texts)
+    gates_of(model)
     origin = model.config.origin
 
     def save(folder: Path, gates: Mapping[str, Tensor]) -> None:
@@ -64,7 +65,9 @@ def split(texts: Sequence[str], held_out: float = 0.1, seed: int = 42) -> tuple[
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """DataError naming the first text that is empty."""
+    """DataError for one text in the place of a list, or naming the first that is empty."""
+    if isinstance(texts, str):
+        raise DataError("A router learns from a list of texts.", met=repr(texts)[:60], mend='e.g. ["one text", "another"]')
     for row, text in enumerate(texts):
         if not text.strip():
             raise DataError("A text is empty.", met=f"text {row}: {text!r}", mend="leave it out or give it some words")
