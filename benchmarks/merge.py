@@ -191,10 +191,10 @@ def tiny_time(place: Path) -> float:
 
 
 def doubling(times: Mapping[int, float]) -> float:
-    """Factor of the time for twice the size, from the smallest and the largest."""
+    """Factor of the time for twice the size, from the smallest and the largest; a time below the clock's noise counts as 1 ms."""
     low, high = min(times), max(times)
     doublings = (high // low).bit_length() - 1
-    return (times[high] / times[low]) ** (1 / doublings)
+    return (max(times[high], 1e-3) / max(times[low], 1e-3)) ** (1 / doublings)
 
 
 def random_model(folder: Path, shape: Mapping[str, int], number: int) -> None:

@@ -162,7 +162,7 @@ def elsewhere(program: str, *merges: tuple[dict, Path]) -> str:
     """Recipes merged by a program in a process of its own, with another hash seed and two threads; what it prints."""
     for content, out in merges:
         Path(f"{out}.yaml").write_text(json.dumps(content))
-    environment = {**os.environ, "PYTHONHASHSEED": "11", "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "PYTHONHASHSEED": "11", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
     command = [sys.executable, "-c", program, *(str(out) for _, out in merges)]
     return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
