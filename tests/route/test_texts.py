@@ -73,6 +73,13 @@ def test_a_heldout_file_that_repeats_training_texts_is_refused(folder):
         task_texts(folder, "math")
 
 
+def test_a_file_has_no_domains(tmp_path):
+    file = write(tmp_path / "task.jsonl", {"text": "a"}, {"text": "b"})
+    for read in (task_texts, heldout_texts):
+        with pytest.raises(SettingsError, match=r"A domain is chosen of a folder.\n  met:  math of .*task.jsonl"):
+            read(file, "math")
+
+
 def test_a_set_too_small_to_part_is_refused(tmp_path):
     with pytest.raises(DataError, match="Too few texts to hold some out"):
         task_texts(write(tmp_path / "few.jsonl", {"text": "a"}, {"text": "b"}), held_out=0.1)

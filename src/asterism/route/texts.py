@@ -32,11 +32,11 @@ def task_texts(data: str | Path, domain: str | None = None, *, held_out: float =
     """What a router may learn from and what it is told by: of a file of rows, of a folder's domain, or of a dataset by its Hub id.
 
     A folder's domain has its held-out file. Where there is none, and of a pair `a-b`, whose texts are its cross-domain probes, a share
-    `held_out` of the texts is drawn by `seed`; 0 holds nothing out. Raises DataError, SettingsError (a folder without a domain),
-    UnknownName for a domain that the folder has not.
+    `held_out` of the texts is drawn by `seed`; 0 holds nothing out. Raises DataError, SettingsError (a folder without a domain, or a
+    domain without a folder), UnknownName for a domain that the folder has not.
     """
     if not Path(data).is_dir():
-        return _parted(training_texts(str(data), domain or ""), held_out, seed)
+        return _parted(_rows(data, domain), held_out, seed)
     corpus = read_corpus(data)
     chosen = _chosen(corpus, domain, data)
     own = [probe.text for probe in corpus.heldout.get(chosen, ())]
@@ -57,7 +57,7 @@ def heldout_texts(data: str | Path, domain: str | None = None) -> list[str]:
     Raises as `task_texts`.
     """
     if not Path(data).is_dir():
-        return training_texts(str(data), domain or "")
+        return _rows(data, domain)
     corpus = read_corpus(data)
     chosen = _chosen(corpus, domain, data)
     found = [probe.text for probe in corpus.heldout.get(chosen, ())] or _pair(corpus, chosen)
@@ -103,6 +103,14 @@ def _parted(texts: Sequence[str], held_out: float, seed: int) -> TaskTexts:
     drawn = split(list(dict.fromkeys(texts)), held_out, seed)[1]
     apart = set(drawn)
     return TaskTexts([text for text in texts if text not in apart], drawn)
+
+
+def _rows(data: str | Path, domain: str | None) -> list[str]:
+    """The texts of a file or of a dataset by its Hub id, which have no domains to choose from."""
+    if domain is not None:
+        mend = "leave the domain out, or give a folder of <domain>.train.jsonl files"
+        raise SettingsError("A domain is chosen of a folder.", met=f"{domain} of {data}", mend=mend)
+    return training_texts(str(data), "")
 
 
 def _chosen(corpus: Corpus, domain: str | None, data: str | Path) -> str:
