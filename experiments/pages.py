@@ -6,22 +6,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-from asterism.report.findings import listed
+from asterism.report.pages import environment
 
 
 def rendered(template: Path, **values: Any) -> str:
     """The page that a template file makes of the values; it may extend and import those of `asterism.report` and those beside it.
 
-    Filters: `svg` (a figure), `cell` (a table's value), `marked` (Markdown's code and bold), `listed`. Equal values give equal text.
+    Filters beside the report's: `cell` (a table's value), `marked` (Markdown's code and bold). Equal values give equal text.
     """
-    from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    folders = FileSystemLoader([template.parent, Path(__file__).parent])
-    loader = ChoiceLoader([folders, PackageLoader("asterism.report")])
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= dict(svg=Markup, cell=cell, marked=marked, listed=listed)
-    page = environment.get_template(template.name).render(**values)
+    made = environment(template.parent, Path(__file__).parent)
+    made.filters |= dict(cell=cell, marked=marked)
+    page = made.get_template(template.name).render(**values)
     return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", page)
 
 

@@ -21,10 +21,10 @@ from asterism.core.storage import digest_of
 from asterism.evaluate.candidates import Composed, composed_candidates, mixtures_of
 from asterism.evaluate.packing import pack, unpack
 from asterism.evaluate.passes import retrieval, score_composed
-from asterism.evaluate.probes import check_lengths, read_span
+from asterism.evaluate.probes import read_span, tokens_of
 from asterism.evaluate.reading import Reading, read_all
 from asterism.evaluate.settings import EvaluationSettings, Protocol
-from asterism.models.batching import Batch, batches, pad_id, tokenise
+from asterism.models.batching import Batch, batches, pad_id
 from asterism.models.library import Library
 
 Task = Literal["single", "cross"]
@@ -55,9 +55,7 @@ class Bench:
     @cached_property
     def tokens(self) -> list[list[int]]:
         """Token ids of every probe, cut at the settings' length."""
-        found = tokenise(self.library.tokenizer, [probe.text for probe in self.probes], self.settings.max_length)
-        check_lengths(self.probes, found)
-        return found
+        return tokens_of(self.library, self.probes, self.settings.max_length)
 
     @cached_property
     def reading(self) -> Reading:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asterism.core.storage import replacing
 from asterism.report.findings import PROTOCOLS, TASKS, label, listed
+from asterism.report.pages import written
 from experiments.constellation import analysis, panels, summaries
 from experiments.constellation.claims import judged, where_the_noise_goes
 from experiments.constellation.panels import CELLS, RIVALS
@@ -22,10 +22,7 @@ TITLE = "The constellation paper's claims, tested"
 
 def write(results: Mapping[str, Any], path: str | Path) -> Path:
     """Write the report of a ladder's results to the file `path`; returns it. StorageError where it cannot be written."""
-    text, path = html(results), Path(path)
-    with replacing(path) as temporary:
-        temporary.write_text(text, "utf-8")
-    return path
+    return written(html(results), path)
 
 
 def html(results: Mapping[str, Any]) -> str:

@@ -14,16 +14,10 @@ from asterism.evaluate.run import evaluate
 from asterism.evaluate.settings import EvaluationSettings
 from asterism.merge.emr import Emr
 from asterism.models.likelihood import logits_of, token_losses
-from tests.tiny import tiny_cross, tiny_library, tiny_probes, tiny_singles
+from tests.tiny import tiny_cross, tiny_probes, tiny_singles
 
 SETTINGS = EvaluationSettings(max_length=48, ensembles=False)
 PROBES = [*tiny_singles()[::4], *tiny_cross()[:3]]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    with quiet():
-        return tiny_library(tmp_path_factory.mktemp("library"), "qwen2")
 
 
 def test_merges_are_rows_of_the_evaluation(library, tmp_path):

@@ -12,16 +12,10 @@ from asterism.evaluate.settings import EvaluationSettings
 from asterism.evaluate.tuning import GRIDS, grid, possible, tuned
 from asterism.merge.methods import METHODS
 from asterism.models.likelihood import logits_of, token_losses
-from tests.tiny import tiny_cross, tiny_library, tiny_probes, tiny_singles
+from tests.tiny import tiny_cross, tiny_probes, tiny_singles
 
 SETTINGS = EvaluationSettings(max_length=48, ensembles=False)
 PROBES = [*tiny_singles()[::4], *tiny_cross()[:3]]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    with quiet():
-        return tiny_library(tmp_path_factory.mktemp("library"), "qwen2")
 
 
 @pytest.mark.parametrize("name", GRIDS)

@@ -19,7 +19,7 @@ from asterism.compose.settings import CompositionSettings
 from asterism.constellation.calibration import Calibration
 from asterism.constellation.index import Constellation
 from asterism.constellation.settings import MixtureSettings
-from asterism.core.corpus import GENERAL, Probe, check_domains
+from asterism.core.corpus import GENERAL, Probe
 from asterism.core.errors import DataError
 from asterism.core.parts import Parts
 from asterism.core.progress import counting, quiet
@@ -27,10 +27,10 @@ from asterism.core.storage import digest_of
 from asterism.evaluate.candidates import DEFAULT, FAST, Composed, derived, mixtures_of, static_candidates
 from asterism.evaluate.packing import pack, unpack
 from asterism.evaluate.passes import score_composed, score_static
-from asterism.evaluate.probes import check_lengths
+from asterism.evaluate.probes import tokens_of
 from asterism.evaluate.reading import Reading, read_all
 from asterism.evaluate.settings import EvaluationSettings
-from asterism.models.batching import Batch, batches, pad_id, tokenise
+from asterism.models.batching import Batch, batches, pad_id
 from asterism.models.library import Library
 
 GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
@@ -65,9 +65,7 @@ def calibrate(
     settings = settings or EvaluationSettings()
     if not probes:
         raise DataError("A fit needs validation probes.", met="none", mend="give held-out texts that no test scores")
-    check_domains(probes, library.names)
-    tokens = tokenise(library.tokenizer, [probe.text for probe in probes], settings.max_length)
-    check_lengths(probes, tokens)
+    tokens = tokens_of(library, probes, settings.max_length)
     batched = batches(tokens, max_tokens=settings.max_tokens, pad=pad_id(library.tokenizer))
     parts = Parts(Path(state), _origin(library, constellation, probes, settings)) if state else None
 

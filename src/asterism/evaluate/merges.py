@@ -60,8 +60,23 @@ class Merged(typing.Protocol):
         ...
 
 
+class _Told:
+    """What every kind tells of itself alike."""
+
+    @property
+    def told(self: Merged) -> dict[str, Any]:
+        return {"method": self.name, "parameters": dict(self.parameters), "validation_loss": self.validation_loss}
+
+
+class _OneForAll(_Told):
+    """A merge that is one model for all probes, so that routing does not matter."""
+
+    def score(self: OneModel, library: Library, picks: Mapping[Protocol, Tensor], batches: Sequence[Batch], n: int) -> dict[str, Tensor]:
+        return losses(library, self, batches, n)
+
+
 @dataclass(frozen=True)
-class ByRecipe:
+class ByRecipe(_OneForAll):
     """A method of recipes: one model for all probes."""
 
     name: str
@@ -72,20 +87,13 @@ class ByRecipe:
     def about(self) -> str:
         return _about(METHODS[self.name].title, self.parameters)
 
-    @property
-    def told(self) -> dict[str, Any]:
-        return _told(self)
-
     def build(self, library: Library) -> PreTrainedModel:
         """The merged model."""
         return merge(library, self.name, **self.parameters)
 
-    def score(self, library: Library, picks: Mapping[Protocol, Tensor], batches: Sequence[Batch], n: int) -> dict[str, Tensor]:
-        return losses(library, self, batches, n)
-
 
 @dataclass(frozen=True)
-class ByData:
+class ByData(_OneForAll):
     """A method that reads texts of each domain: one model for all probes."""
 
     name: LearnedMethod
@@ -100,18 +108,15 @@ class ByData:
 
     @property
     def told(self) -> dict[str, Any]:
-        return _told(self) | ({"texts": digest_of({name: list(own) for name, own in self.texts.items()})} if self.texts else {})
+        return super().told | ({"texts": digest_of({name: list(own) for name, own in self.texts.items()})} if self.texts else {})
 
     def build(self, library: Library) -> PreTrainedModel:
         """The merged model."""
         return learned_merge(library, self.name, self.texts or None, **self.parameters)
 
-    def score(self, library: Library, picks: Mapping[Protocol, Tensor], batches: Sequence[Batch], n: int) -> dict[str, Tensor]:
-        return losses(library, self, batches, n)
-
 
 @dataclass(frozen=True)
-class Soup:
+class Soup(_OneForAll):
     """The mean of the specialists that a greedy soup has taken in: one model for all probes."""
 
     members: Sequence[str]
@@ -126,20 +131,13 @@ class Soup:
     def about(self) -> str:
         return f"one model: the mean of {', '.join(self.members)}, who together predict validation probes best"
 
-    @property
-    def told(self) -> dict[str, Any]:
-        return _told(self)
-
     def build(self, library: Library) -> PreTrainedModel:
         """The merged model."""
         return merge(library, "linear", weight={name: float(name in self.members) for name in library.names})
 
-    def score(self, library: Library, picks: Mapping[Protocol, Tensor], batches: Sequence[Batch], n: int) -> dict[str, Tensor]:
-        return losses(library, self, batches, n)
-
 
 @dataclass(frozen=True)
-class PerTask:
+class PerTask(_Told):
     """EMR-Merging: one unified delta, and of it a model for each specialist; a probe takes that of the one it is routed to."""
 
     name: str = field(default=EMR, init=False)
@@ -149,10 +147,6 @@ class PerTask:
     @property
     def about(self) -> str:
         return "EMR-Merging: one delta for all, a mask and a factor a specialist; a probe takes the one of its largest coefficient"
-
-    @property
-    def told(self) -> dict[str, Any]:
-        return _told(self)
 
     def score(self, library: Library, picks: Mapping[Protocol, Tensor], batches: Sequence[Batch], n: int) -> dict[str, Tensor]:
         emr = Emr.build(library)
@@ -179,7 +173,3 @@ def losses(library: Library, candidate: OneModel, batches: Sequence[Batch], n: i
 def _about(title: str, parameters: Mapping[str, Any]) -> str:
     told = ", ".join(f"{name} {value:g}" for name, value in parameters.items()) or "no parameters"
     return f"one model: {title} of all specialists, all parameters ({told}, chosen on validation probes)"
-
-
-def _told(merged: Merged) -> dict[str, Any]:
-    return {"method": merged.name, "parameters": dict(merged.parameters), "validation_loss": merged.validation_loss}

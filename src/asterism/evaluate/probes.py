@@ -11,6 +11,8 @@ from asterism.core.corpus import GENERAL, Corpus, Probe, check_domains
 from asterism.core.errors import DataError
 from asterism.core.storage import digest_of
 from asterism.evaluate.settings import EvaluationSettings, Protocol
+from asterism.models.batching import tokenise
+from asterism.models.library import Library
 
 SHORTEST = 4
 """Tokens a probe needs: two to read and two to score in each half."""
@@ -95,8 +97,13 @@ def check_unseen(probes: Sequence[Probe], calibration: Calibration) -> None:
         raise DataError("Test probes were calibrated on.", met=f"{len(shared)} of {len(probes)}, e.g. {shared[0]!r}", mend=mend)
 
 
-def check_lengths(probes: Sequence[Probe], tokens: Sequence[Sequence[int]]) -> None:
-    """DataError naming the first probe too short to be scored."""
+def tokens_of(library: Library, probes: Sequence[Probe], max_length: int) -> list[list[int]]:
+    """Token ids of every probe, cut at `max_length`, proven to be scorable by a library.
+
+    Raises UnknownName for a probe of a domain without a specialist, DataError for one that is empty or too short to be scored.
+    """
+    check_domains(probes, library.names)
+    tokens = tokenise(library.tokenizer, [probe.text for probe in probes], max_length)
     for probe, ids in zip(probes, tokens, strict=True):
         if len(ids) < SHORTEST:
             raise DataError(
@@ -104,3 +111,4 @@ def check_lengths(probes: Sequence[Probe], tokens: Sequence[Sequence[int]]) -> N
                 met=f"{probe.id!r}: {len(ids)} tokens",
                 mend=f"remove it, or give it {SHORTEST} tokens or more",
             )
+    return tokens

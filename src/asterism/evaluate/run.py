@@ -14,7 +14,7 @@ from asterism.constellation.diagnosis import diagnose
 from asterism.constellation.index import Constellation
 from asterism.constellation.mixture import Mixture
 from asterism.constellation.specialist_space import cosine_coefficients, specialist_space
-from asterism.core.corpus import Probe, check_domains
+from asterism.core.corpus import Probe
 from asterism.core.parts import Parts
 from asterism.core.storage import digest_of
 from asterism.evaluate.candidates import (
@@ -33,13 +33,13 @@ from asterism.evaluate.candidates import (
 from asterism.evaluate.merges import Merged
 from asterism.evaluate.packing import pack, unpack
 from asterism.evaluate.passes import collinearity, correlation, mixture_facts, refine, retrieval, score_composed, score_static
-from asterism.evaluate.probes import check_lengths, check_unseen, read_span
+from asterism.evaluate.probes import check_unseen, read_span, tokens_of
 from asterism.evaluate.reading import Reading, ensemble_tokens, read_all
 from asterism.evaluate.results import FORMAT, write_results
 from asterism.evaluate.routers import Routed
 from asterism.evaluate.settings import EvaluationSettings, Protocol
 from asterism.evaluate.tables import best_of, tables
-from asterism.models.batching import Batch, batches, pad_id, tokenise
+from asterism.models.batching import Batch, batches, pad_id
 from asterism.models.library import Library
 
 
@@ -63,9 +63,7 @@ def evaluate(
     from, UnknownName for a probe of a domain without a specialist.
     """
     settings, out = settings or EvaluationSettings(), Path(out)
-    check_domains(probes, library.names)
-    tokens = tokenise(library.tokenizer, [probe.text for probe in probes], settings.max_length)
-    check_lengths(probes, tokens)
+    tokens = tokens_of(library, probes, settings.max_length)
     check_unseen(probes, constellation.calibration)
     for router in routers:
         router.check([probe.text for probe in probes])

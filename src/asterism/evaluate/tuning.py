@@ -7,19 +7,19 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from asterism.core.corpus import Probe, check_domains
+from asterism.core.corpus import Probe
 from asterism.core.errors import DataError, UnknownName
 from asterism.core.parts import Parts
 from asterism.core.progress import track
 from asterism.core.storage import digest_of
 from asterism.evaluate.calibrate import mean_loss
 from asterism.evaluate.merges import BY_DATA, EMR, SOUP, ByData, ByRecipe, Merged, PerTask, Soup, losses
-from asterism.evaluate.probes import check_lengths
+from asterism.evaluate.probes import tokens_of
 from asterism.evaluate.settings import EvaluationSettings
 from asterism.merge.learned import Texts
 from asterism.merge.methods import METHODS
 from asterism.merge.soup import greedy_soup
-from asterism.models.batching import batches, pad_id, tokenise
+from asterism.models.batching import batches, pad_id
 from asterism.models.library import Library
 
 _SCALES = (0.3, 0.5, 1.0)
@@ -86,9 +86,7 @@ def tuned(
     settings, methods = settings or EvaluationSettings(), possible(library, methods)
     if not probes:
         raise DataError("Merges are tuned on validation probes.", met="none", mend="give held-out texts that no test scores")
-    check_domains(probes, library.names)
-    tokens = tokenise(library.tokenizer, [probe.text for probe in probes], settings.max_length)
-    check_lengths(probes, tokens)
+    tokens = tokens_of(library, probes, settings.max_length)
     batched = batches(tokens, max_tokens=settings.max_tokens, pad=pad_id(library.tokenizer))
     origin = digest_of(library.digests(), [[probe.text, list(probe.domains)] for probe in probes], settings.digest())
     parts = Parts(Path(state), origin) if state else None

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asterism.core.storage import replacing
 from asterism.report.findings import label, listed, percent
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 
 def rendered(template: str, **values: Any) -> str:
     """The page that a template makes of the values; equal values give equal text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    return environment().get_template(template).render(**values)
+
+
+def environment(*folders: Path) -> Environment:
+    """Where pages are made: templates of some folders and of this package, and the filters of its own."""
+    from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("asterism.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= dict(label=label, percent=percent, svg=Markup, listed=listed, pretty=_pretty, figure=figure)
-    return environment.get_template(template).render(**values)
+    loader = ChoiceLoader([FileSystemLoader(folders), PackageLoader("asterism.report")])
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= dict(label=label, percent=percent, svg=Markup, listed=listed, pretty=_pretty, figure=figure)
+    return made
 
 
 def written(page: str, out: str | Path) -> Path:
