@@ -34,6 +34,12 @@ def test_every_method_of_mergekit_has_a_grid_or_is_there_anyway():
     assert METHODS.keys() - GRIDS.keys() == {"linear", "uniform", "task_arithmetic", "passthrough"}
 
 
+def test_grids_go_below_the_factor_at_which_four_deltas_are_too_much():
+    factors = {name: values["lambda"] for name, values in GRIDS.items() if "lambda" in values}
+    assert set(factors) == {"ties", "dare_linear", "dare_ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear"}
+    assert all(min(tried) < 0.3 and 1.0 in tried for tried in factors.values())
+
+
 def test_which_methods_fit_a_library(library):
     assert "slerp" not in possible(library)
     assert {"ties", "karcher", "model_stock", "sce"} <= set(possible(library))
@@ -66,7 +72,7 @@ def test_the_best_of_the_grid_is_taken(library, monkeypatch, tmp_path):
         tuned(library, ["ties"], [], SETTINGS)
 
 
-def test_a_killed_search_goes_on(library, monkeypatch, tmp_path):
+def test_a_killed_search_goes_on_in_a_grid_that_has_grown(library, monkeypatch, tmp_path):
     calls = []
 
     def dying(*given):
@@ -77,11 +83,13 @@ def test_a_killed_search_goes_on(library, monkeypatch, tmp_path):
 
     own = merges.score_static
     monkeypatch.setattr(merges, "score_static", dying)
+    monkeypatch.setitem(GRIDS, "sce", {"select_topk": (0.1, 0.5, 1.0)})
     with quiet(), pytest.raises(KeyboardInterrupt):
         tuned(library, ["sce", "karcher"], PROBES[:4], SETTINGS, state=tmp_path / "state")
+    monkeypatch.setitem(GRIDS, "sce", {"select_topk": (0.05, 0.1, 0.5, 1.0)})
     with quiet():
         tuned(library, ["sce", "karcher"], PROBES[:4], SETTINGS, state=tmp_path / "state")
-    assert len(calls) == 2 + 1 + 2
+    assert [call.parameters.get("select_topk") for call in calls] == [0.1, 0.5, 1.0, 0.05, 1.0, None]
 
 
 def test_merges_by_data_are_tuned_too(library):
