@@ -13,26 +13,39 @@ from transformers.initialization import no_init_weights
 
 from asterism.core.errors import StorageError, UnsupportedError
 from asterism.core.storage import read_json
+from asterism.models.sources import config_folder
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The config of a checkpoint folder. Code that a checkpoint carries is never run."""
-    if not (folder / "config.json").is_file():
+    """The config of a checkpoint folder, or a config file itself. Code that a checkpoint carries is never run."""
+    file = folder if folder.is_file() else folder / "config.json"
+    if not file.is_file():
         raise StorageError(
             "A model's config.json is missing.", met=folder, mend="save the model with save_pretrained, or copy its config.json"
         )
-    if not isinstance(read_json(folder / "config.json"), dict):
-        raise StorageError("A model's config is damaged.", met=folder / "config.json", mend="copy the model again")
+    if not isinstance(read_json(file), dict):
+        raise StorageError("A model's config is damaged.", met=file, mend="copy the model again")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedError(
-            "A model's config cannot be used.", met=f"{folder / 'config.json'}: {first}", mend="use an architecture that transformers knows"
+            "A model's config cannot be used.", met=f"{file}: {first}", mend="use an architecture that transformers knows"
         ) from None
     if getattr(config, "quantization_config", None):
         raise UnsupportedError("Quantised models cannot be mixed exactly.", met=folder, mend="use the unquantised checkpoint")
     return config
+
+
+def config_at(source: str | Path | PreTrainedConfig) -> PreTrainedConfig:
+    """A config as a user gives it: itself, a model's folder, a config.json, or a Hub id (`org/name@revision`), fetched alone.
+
+    Raises what `read_config` raises, and StorageError where there is no such place.
+    """
+    if isinstance(source, PreTrainedConfig):
+        return source
+    path = Path(source).expanduser()
+    return read_config(path if path.exists() or isinstance(source, Path) else config_folder(source))
 
 
 def build(config: PreTrainedConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype, *, folder: Path | None = None) -> PreTrainedModel:

@@ -69,6 +69,15 @@ def located(source: str, root: Path) -> Path:
     return folder
 
 
+def config_folder(source: str) -> Path:
+    """The cached folder of a Hub model's config.json, the only file that is fetched; `org/name` or `org/name@revision`."""
+    name, _, revision = source.removeprefix(HUB).partition("@")
+    if not HUB_ID.fullmatch(name):
+        mend = "give a model's folder, its config.json, or a Hub id such as org/name or org/name@revision"
+        raise StorageError("No model lies there.", met=source or "an empty source", mend=mend)
+    return _fetched(name, revision or None, ("config.json",))
+
+
 def pushed(folder: Path, name: str) -> str:
     """Upload a folder to a model repository of the Hub, made if need be; returns its address. StorageError where that fails."""
     from huggingface_hub import HfApi
@@ -85,7 +94,7 @@ def pushed(folder: Path, name: str) -> str:
     return str(address)
 
 
-def _fetched(name: str, revision: str | None) -> Path:
+def _fetched(name: str, revision: str | None, patterns: tuple[str, ...] = PATTERNS) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -93,12 +102,12 @@ def _fetched(name: str, revision: str | None) -> Path:
     try:
         if pinned:
             try:
-                cached = Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS), local_files_only=True))
-                if _whole(cached):
+                cached = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=True))
+                if _whole(cached) if patterns == PATTERNS else (cached / "config.json").is_file():
                     return cached
             except LocalEntryNotFoundError:
                 pass
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         met = f"{name}{'@' + revision if revision else ''}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
         mend = "check the id, the network and `hf auth login`; a local model is given by an existing folder"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["Conv1D", "PreTrainedModel", "PreTrainedTokenizerBase"]
+__all__ = ["Conv1D", "PreTrainedConfig", "PreTrainedModel", "PreTrainedTokenizerBase"]
