@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asterism.core.errors import DataError
-from asterism.core.statistics import bootstrap_mean, pearson, wilson, win_rate
+from asterism.core.statistics import bootstrap_mean, bootstrap_ratio, mean_interval, pearson, ratio_gain, wilson, win_rate
 from tests import oracles
 
 
@@ -69,6 +69,12 @@ def test_bootstrap_of_equal_values_is_a_point():
         bootstrap_mean([1.0, float("inf")])
 
 
+def test_one_value_has_no_interval():
+    assert mean_interval([2.5]) == (2.5, None, None)
+    assert mean_interval([2.5, 2.5]) == (2.5, 2.5, 2.5)
+    assert mean_interval([1.0, 4.0], seed=3) == bootstrap_mean([1.0, 4.0], seed=3)
+
+
 def test_pearson_is_the_correlation_with_fishers_interval():
     rng = np.random.default_rng(3)
     x = rng.normal(size=60)
@@ -84,3 +90,42 @@ def test_pearson_where_nothing_can_be_measured():
     assert pearson([1.0, 2.0, 3.0], [3.0, 1.0, 2.0])[1:] == (-1.0, 1.0)
     assert pearson([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0]) == pytest.approx((1.0, 1.0, 1.0))
     assert pearson([5.0], [5.0]) == (0.0, -1.0, 1.0)
+
+
+COUNTS = [([2, 0, 4], [4, 2, 5]), ([1, 1, 0, 0], [1, 1, 1, 1])]
+
+
+def test_a_ratio_of_sums_is_averaged_over_parts():
+    value, low, high = bootstrap_ratio(COUNTS)
+    assert value == pytest.approx((6 / 11 + 2 / 4) / 2)
+    assert low < value < high
+    assert bootstrap_ratio(COUNTS) == (value, low, high) != bootstrap_ratio(COUNTS, seed=1)
+    assert bootstrap_ratio([([0, 0], [0, 0])]) == (1, 1, 1)
+    assert bootstrap_ratio([([3, 3], [3, 3])]) == (1, 1, 1)
+
+
+def test_a_ratio_of_accuracies_brackets_like_the_standard_error():
+    right = (np.arange(400) % 4 > 0).astype(float)
+    value, low, high = bootstrap_ratio([(right, np.ones(400))])
+    error = np.sqrt(0.75 * 0.25 / 400)
+    assert (value, low, high) == pytest.approx((0.75, 0.75 - 1.96 * error, 0.75 + 1.96 * error), abs=0.2 * error)
+
+
+def test_a_gain_is_paired_text_by_text():
+    ours = [(np.array([1.0, 1, 0, 1, 0, 1] * 20), np.ones(120))]
+    theirs = [(ours[0][0] * (np.arange(120) % 10 > 0), np.ones(120))]
+    gain, low, high = ratio_gain(ours, theirs)
+    assert gain == pytest.approx(bootstrap_ratio(ours)[0] - bootstrap_ratio(theirs)[0])
+    assert 0 < low < gain < high
+    assert high - low < bootstrap_ratio(ours)[2] - bootstrap_ratio(ours)[1]
+    assert ratio_gain(theirs, ours) == pytest.approx((-gain, -high, -low))
+    assert ratio_gain(ours, ours) == (0, 0, 0)
+
+
+def test_ratios_want_parts_and_equal_texts():
+    with pytest.raises(DataError, match="no parts"):
+        bootstrap_ratio([])
+    with pytest.raises(DataError, match="empty group"):
+        bootstrap_ratio([([], [])])
+    with pytest.raises(DataError, match=r"\[3, 4\] and \[3\] texts"):
+        ratio_gain(COUNTS, COUNTS[:1])

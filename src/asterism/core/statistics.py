@@ -45,6 +45,35 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resample
     return mean, min(mean, float(interval.low)), max(mean, float(interval.high))
 
 
+Counts = Sequence[tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]]
+"""Of each part, what was gained of every text and what could be."""
+
+
+def bootstrap_ratio(parts: Counts, seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
+    """Mean over parts of sum(gained) / sum(possible), and its 95 % percentile bootstrap interval: (value, low, high).
+
+    Texts are drawn again within each part. With gained = 2 hits and possible = given + wanted of each text, a part's value is micro F1.
+    A part where nothing is possible counts as 1. Raises DataError for no parts, an empty one, or columns of unequal length.
+    """
+    value, drawn = _ratios(parts, seed, resamples)
+    return _interval(value, drawn)
+
+
+def ratio_gain(parts: Counts, rivals: Counts, seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
+    """What `bootstrap_ratio` of the one is above that of the other on the same texts, and its 95 % paired bootstrap interval."""
+    if [len(gained) for gained, _ in parts] != [len(gained) for gained, _ in rivals]:
+        met = f"{[len(gained) for gained, _ in parts]} and {[len(gained) for gained, _ in rivals]} texts"
+        raise DataError("Paired figures come in equal numbers.", met=met, mend="score both on the same texts, in the same order")
+    (ours, mine), (theirs, others) = _ratios(parts, seed, resamples), _ratios(rivals, seed, resamples)
+    return _interval(ours - theirs, mine - others)
+
+
+def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> tuple[float, float | None, float | None]:
+    """`bootstrap_mean`, with no interval where there is one value: it says nothing of how far another would lie."""
+    mean, low, high = bootstrap_mean(values, seed)
+    return (mean, low, high) if len(values) > 1 else (mean, None, None)
+
+
 def pearson(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
     """Pearson correlation with its 95 % Fisher interval: (r, low, high).
 
@@ -63,6 +92,28 @@ def pearson(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) ->
         return r, r, r
     low, high = result.confidence_interval(0.95)
     return r, float(low), float(high)
+
+
+def _ratios(parts: Counts, seed: int, resamples: int) -> tuple[float, np.ndarray]:
+    """The value of `bootstrap_ratio`, and those [resamples] of texts drawn again: the same draw for the same numbers of texts."""
+    if not parts:
+        raise DataError("There is nothing to average.", met="no parts", mend="give one or more")
+    generator, values, drawn = np.random.default_rng(seed), [], []
+    for columns in parts:
+        gained, possible = _paired(*columns)
+        rows = generator.integers(len(gained), size=(resamples, len(gained)))
+        values.append(_ratio(gained.sum(), possible.sum()))
+        drawn.append(_ratio(gained[rows].sum(axis=1), possible[rows].sum(axis=1)))
+    return float(np.mean(values)), np.mean(drawn, axis=0)
+
+
+def _ratio(gained: np.ndarray, possible: np.ndarray) -> np.ndarray:
+    return np.where(possible > 0, gained / np.where(possible > 0, possible, 1), 1.0)
+
+
+def _interval(value: float, drawn: np.ndarray) -> tuple[float, float, float]:
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return value, min(value, float(low)), max(value, float(high))
 
 
 def _level(x: np.ndarray) -> float:
