@@ -170,7 +170,7 @@ def refuse(monkeypatch):
     monkeypatch.setattr(ladder, "calibrate", never)
     monkeypatch.setattr(bench, "score_composed", never)
     monkeypatch.setattr(bench, "read_all", never)
-    monkeypatch.setattr("asterism.models.training._run", never)
+    monkeypatch.setattr("asterism.models.engine._run", never)
 
 
 def test_dry_run_tells_sizes_steps_and_what_is_left_and_does_nothing(climbed, monkeypatch, capsys, tmp_path):

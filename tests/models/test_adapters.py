@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from asterism.core.errors import DataError, MismatchError, StorageError, UnknownName, UnsupportedError
-from asterism.models.adapters import read_adapter, with_lora, write_adapter
+from asterism.models.adapters import read_adapter, rewritten, with_adapter, with_lora, write_adapter
 from asterism.models.anatomy import anatomy_of
 from asterism.models.changes import LowRank
 from asterism.models.library import Library
@@ -266,3 +266,67 @@ def test_damage_is_told(start):
     (folder / "adapter_model.bin").write_bytes(b"pickle")
     with pytest.raises(UnsupportedError, match=r"adapter_model.bin"):
         read_adapter(folder)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_saved_adapter_goes_on_the_model_trainable(tmp_path, family):
+    model = tiny.tiny_model(family)
+    tiny.save(model, tmp_path / "generalist")
+    folder = tiny.save_lora(model, tmp_path / "medical", 7, base=str(tmp_path / "generalist"), lora_dropout=0.1)
+    want = PeftModel.from_pretrained(tiny.tiny_model(family), folder).eval()
+    adapted = with_adapter(tiny.tiny_model(family), folder).eval()
+    assert torch.equal(logits(adapted), logits(want))
+    assert {name.split(".")[-3] for name, part in adapted.named_parameters() if part.requires_grad} == {"lora_A", "lora_B"}
+    up_only = with_adapter(tiny.tiny_model(family), folder, up_only=True)
+    assert {name.split(".")[-3] for name, part in up_only.named_parameters() if part.requires_grad} == {"lora_B"}
+    adapted.save_pretrained(tmp_path / "again")
+    was, now = (load_file(each / "adapter_model.safetensors") for each in (folder, tmp_path / "again"))
+    assert was.keys() == now.keys()
+    assert all(torch.equal(was[name], now[name]) for name in was)
+    config = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "generalist")
+    assert read_adapter(tmp_path / "again").digest == read_adapter(folder).digest
+
+
+def test_a_saved_adapter_that_does_not_fit_is_refused(tmp_path):
+    folder = tiny.save_lora(tiny.tiny_model("llama"), tmp_path / "medical", 7)
+    with pytest.raises(MismatchError, match="A LoRA changes a module that the generalist has not"):
+        with_adapter(tiny.tiny_model("gpt2"), folder)
+    factors = load_file(folder / "adapter_model.safetensors")
+    name = next(iter(factors))
+    save_file({**factors, name: torch.full_like(factors[name], math.nan)}, folder / "adapter_model.safetensors")
+    with pytest.raises(DataError, match="A weight is not finite"):
+        with_adapter(tiny.tiny_model("llama"), folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_factors_leave_every_other_byte(tmp_path, dtype):
+    folder = tiny.save_lora(tiny.tiny_model("gpt2").to(dtype), tmp_path / "medical", 7)
+    adapter = read_adapter(folder)
+    parameter, other = sorted(adapter.pairs)[:2]
+    up = torch.randn(adapter.checkpoint.shape(adapter.pairs[parameter].up))
+    down = torch.randn(adapter.checkpoint.shape(adapter.pairs[other].down))
+    out = rewritten(adapter, tmp_path / "out", {parameter: up}, {other: down})
+    was, now = (load_file(each / "adapter_model.safetensors") for each in (folder, out))
+    kind = was[adapter.pairs[parameter].up].dtype
+    assert torch.equal(now.pop(adapter.pairs[parameter].up), up.to(kind))
+    assert torch.equal(now.pop(adapter.pairs[other].down), down.to(kind))
+    assert len(now) == len(was) - 2
+    assert all(torch.equal(was[name], tensor) for name, tensor in now.items())
+    assert (out / "adapter_config.json").read_bytes() == (folder / "adapter_config.json").read_bytes()
+    assert load_file(folder / "adapter_model.safetensors").keys() == was.keys()
+
+
+def test_factors_that_do_not_fit_are_not_written(tmp_path):
+    adapter = read_adapter(tiny.save_lora(tiny.tiny_model("llama"), tmp_path / "medical", 7))
+    parameter = next(iter(adapter.pairs))
+    shape = adapter.checkpoint.shape(adapter.pairs[parameter].up)
+    with pytest.raises(UnknownName, match="parameter changed by"):
+        rewritten(adapter, tmp_path / "out", {"model.odd.weight": torch.zeros(shape)})
+    with pytest.raises(MismatchError, match=r"A factor has another shape than the adapter's"):
+        rewritten(adapter, tmp_path / "out", {parameter: torch.zeros(shape[0], shape[1] + 1)})
+    with pytest.raises(DataError, match="A factor is not finite"):
+        rewritten(adapter, tmp_path / "out", {parameter: torch.full(shape, math.inf)})
+    with pytest.raises(StorageError, match="The output place holds something else"):
+        rewritten(adapter, tmp_path / "medical", {})
+    assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from asterism.core.errors import DataError, MismatchError, SettingsError, StaleError, StorageError
-from asterism.models import training
+from asterism.models import engine
 from asterism.models.anatomy import anatomy_of
 from asterism.models.settings import PRESETS, TrainingSettings
 from asterism.models.training import freeze_all_but_mlp, train
@@ -53,7 +53,7 @@ def interrupted_at(monkeypatch, step, stop=KeyboardInterrupt):
         if state.global_step == step:
             raise stop
 
-    monkeypatch.setattr(training._Steps, "on_step_end", on_step_end)
+    monkeypatch.setattr(engine._Steps, "on_step_end", on_step_end)
 
 
 def test_windows_are_the_texts_joined_and_cut():
@@ -136,7 +136,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, monkeypatch, meth
     (half / "model.safetensors").write_bytes(b"half")
     (half / "trainer_state.json").write_text('{"epoch": ')
     steps = []
-    monkeypatch.setattr(training._Steps, "on_step_end", lambda self, args, state, control, **kwargs: steps.append(state.global_step))
+    monkeypatch.setattr(engine._Steps, "on_step_end", lambda self, args, state, control, **kwargs: steps.append(state.global_step))
     resumed = weights_of(run(tmp_path / "out", method=method), file)
     assert steps == [5, 6, 7]
     assert same(resumed, whole)
@@ -147,12 +147,12 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, monkeypatch, meth
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from asterism.models import training
+from asterism.models import engine
 from tests.models.test_training import run
 def on_step_end(self, args, state, control, **kwargs):
     if state.global_step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-training._Steps.on_step_end = on_step_end
+engine._Steps.on_step_end = on_step_end
 run(Path(sys.argv[1]))
 """
 
@@ -167,7 +167,7 @@ def test_a_killed_process_leaves_a_run_that_resumes_to_the_same_bits(tmp_path):
 
 def test_a_finished_run_is_not_repeated(tmp_path, monkeypatch):
     out = run(tmp_path / "out")
-    monkeypatch.setattr(training, "_trainer", None)  # would fail if training began
+    monkeypatch.setattr(engine, "_trainer", None)  # would fail if training began
     assert run(out) == out
 
 
@@ -232,7 +232,7 @@ def test_a_diverged_run_leaves_nothing(tmp_path, monkeypatch, when):
             if state.global_step == 7:
                 model.transformer.wpe.weight.data[3] = torch.inf
 
-        monkeypatch.setattr(training._Steps, "on_step_end", on_step_end)
+        monkeypatch.setattr(engine._Steps, "on_step_end", on_step_end)
     with pytest.raises(DataError, match=f"^Training diverged.\n  met:  {told}.*\n  mend: lower the learning rate; nothing was saved$"):
         run(tmp_path / "out", **changes)
     assert os.listdir(tmp_path) == []

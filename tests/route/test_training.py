@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from asterism.core.errors import DataError, SettingsError, StaleError, StorageError
-from asterism.models import training
+from asterism.models import engine
 from asterism.models.library import Library
 from asterism.models.settings import PRESETS, TrainingSettings
 from asterism.models.training import freeze_all_but_gates, train
@@ -67,13 +67,13 @@ def test_an_interrupted_run_resumes_to_the_same_bits_from_small_states(library, 
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Steps, "on_step_end", on_step_end)
+        patch.setattr(engine._Steps, "on_step_end", on_step_end)
         with pytest.raises(KeyboardInterrupt):
             run(library, tmp_path / "out")
     state = tmp_path / ".training-out" / "checkpoint-4"
     assert set(load_file(state / "model.safetensors")) == set(whole)  # no expert is written again and again
     steps = []
-    monkeypatch.setattr(training._Steps, "on_step_end", lambda self, args, state, control, **kwargs: steps.append(state.global_step))
+    monkeypatch.setattr(engine._Steps, "on_step_end", lambda self, args, state, control, **kwargs: steps.append(state.global_step))
     assert same(gates_of(run(library, tmp_path / "out")), whole)
     assert steps == [5, 6, 7]
     assert not same(gates_of(run(library, tmp_path / "other", seed=1)), whole)  # the comparison can fail
@@ -82,7 +82,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits_from_small_states(library, 
 
 def test_a_finished_run_is_not_repeated_and_gives_its_gates(library, tmp_path, monkeypatch):
     out = run(library, tmp_path / "out")
-    monkeypatch.setattr(training, "_trainer", None)  # would fail if training began
+    monkeypatch.setattr(engine, "_trainer", None)  # would fail if training began
     model = route(library, with_generalist=True)
     assert run(library, out, model=model) == out
     assert same(dict(model.gate_state()), gates_of(out))
@@ -111,7 +111,7 @@ def test_another_start_or_library_does_not_go_on(library, tmp_path, monkeypatch)
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Steps, "on_step_end", on_step_end)
+        patch.setattr(engine._Steps, "on_step_end", on_step_end)
         with pytest.raises(KeyboardInterrupt):
             run(library, tmp_path / "out")
     swapped = Library.create(tmp_path / "swapped", library.folder(), {"a": library.folder("b"), "b": library.folder("a")})
@@ -163,7 +163,7 @@ def test_the_learning_rate_ends_at_a_tenth_and_decay_reaches_biases(library, tmp
     def on_step_end(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
         seen.append(([group["weight_decay"] for group in optimizer.param_groups if group["params"]], lr_scheduler.get_last_lr()[0]))
 
-    monkeypatch.setattr(training._Steps, "on_step_end", on_step_end)
+    monkeypatch.setattr(engine._Steps, "on_step_end", on_step_end)
     settings = TrainingSettings(**{**SHORT, "method": "mlp", "steps": 10})
     train(tiny.tiny_model("gpt2"), library.tokenizer, TEXTS, tmp_path / "mlp", settings, device="cpu")
     assert all(decays == [0.1] for decays, _ in seen)

@@ -75,17 +75,17 @@ class Corpus:
 
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON-lines file, plain or gzip; DataError names file and line."""
-    return (row for _, row in _placed_rows(Path(path)))
+    return (row for _, row in placed_rows(Path(path)))
 
 
 def read_texts(path: str | Path) -> list[str]:
     """The text of every row of a file."""
-    return [_text(row, where) for where, row in _placed_rows(Path(path))]
+    return [_text(row, where) for where, row in placed_rows(Path(path))]
 
 
 def read_probes(path: str | Path) -> list[Probe]:
     """The probes of one file of rows with text and `domains` (or `domain`); `id` is optional."""
-    return [_probe(row, where, str(number)) for number, (where, row) in enumerate(_placed_rows(Path(path)), 1)]
+    return [_probe(row, where, str(number)) for number, (where, row) in enumerate(placed_rows(Path(path)), 1)]
 
 
 def read_corpus(*places: str | Path) -> Corpus:
@@ -95,7 +95,7 @@ def read_corpus(*places: str | Path) -> Corpus:
     """
     corpus = Corpus()
     for place in map(Path, places):
-        if place.is_file() and _FILE.match(place.name):
+        if is_corpus_file(place):
             _take_file(corpus, place)
         elif place.is_file():
             _take_probes(corpus, read_probes(place))
@@ -110,6 +110,11 @@ def read_corpus(*places: str | Path) -> Corpus:
     return corpus
 
 
+def is_corpus_file(path: Path) -> bool:
+    """Whether it is a file whose name tells whose texts it holds."""
+    return path.is_file() and _FILE.match(path.name) is not None
+
+
 def check_domains(probes: Iterable[Probe], known: Sequence[str]) -> None:
     """UnknownName when a probe names a domain that is neither known nor `general`."""
     for probe in probes:
@@ -118,19 +123,39 @@ def check_domains(probes: Iterable[Probe], known: Sequence[str]) -> None:
                 raise UnknownName(f"domain (probe {probe.id!r})", name, known)
 
 
+def placed_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, object) of every line that is not blank."""
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rb") if packed else path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    where = f"{path}:{number}"
+                    yield where, _row(line, where)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError("A text file cannot be read.", met=f"{path}: {error}", mend="give JSON lines, plain or gzip") from None
+
+
+def check_unicode(text: str, where: str) -> None:
+    """DataError for a lone surrogate, which no tokenizer can read."""
+    if _SURROGATE.search(text):
+        raise DataError("A text is not valid Unicode.", met=where, mend="remove its lone surrogate (\\ud800-\\udfff)")
+
+
 def _take_file(corpus: Corpus, path: Path) -> None:
     named = _FILE.match(path.name)
     if not named:
         return
     if named["pair"]:
         pair = named["pair"].split("-")
-        rows = enumerate(_placed_rows(path), 1)
+        rows = enumerate(placed_rows(path), 1)
         corpus.cross.extend(_probe(row, where, f"{named['pair']}-{n}", pair if len(pair) == 2 else None) for n, (where, row) in rows)
     elif named["split"] == "train":
         corpus.train.setdefault(named["domain"], []).extend(read_texts(path))
     else:
         domain = named["domain"]
-        rows = enumerate(_placed_rows(path), 1)
+        rows = enumerate(placed_rows(path), 1)
         probes = [Probe(str(row.get("id", f"{domain}-{n}")), _text(row, where), (domain,)) for n, (where, row) in rows]
         corpus.heldout.setdefault(domain, []).extend(probes)
 
@@ -153,20 +178,6 @@ def _take_probes(corpus: Corpus, probes: list[Probe]) -> None:
             corpus.heldout.setdefault(probe.domains[0], []).append(probe)
 
 
-def _placed_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, object) of every line that is not blank."""
-    try:
-        with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rb") if packed else path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    where = f"{path}:{number}"
-                    yield where, _row(line, where)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError("A text file cannot be read.", met=f"{path}: {error}", mend="give JSON lines, plain or gzip") from None
-
-
 def _row(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"))  # a byte order mark is no part of the text
@@ -184,6 +195,5 @@ def _text(row: dict[str, Any], where: str) -> str:
     if not all(isinstance(part, str) and part.strip() for part in parts):
         raise DataError("A row has no text.", met=where, mend='give it a non-empty "text", or "prompt" and "response"')
     text = "\n".join(map(str, parts))
-    if _SURROGATE.search(text):
-        raise DataError("A text is not valid Unicode.", met=where, mend="remove its lone surrogate (\\ud800-\\udfff)")
+    check_unicode(text, where)
     return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from asterism.core.errors import DataError, MismatchError, SettingsError, StorageError, UnknownName, UnsupportedError
-from asterism.core.storage import read_json, replacing, write_json, write_tensors
+from asterism.core.storage import digest_of, file_digest, read_json, replacing, write_json, write_tensors
 from asterism.models.anatomy import Anatomy, anatomy_of
 from asterism.models.changes import LowRank
 from asterism.models.checkpoints import Checkpoint
@@ -61,6 +63,11 @@ class Adapter:
     def folder(self) -> Path:
         """Where it lies."""
         return self.checkpoint.folder
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over its config and its weights."""
+        return digest_of([[file.name, file_digest(file)] for file in (self.folder / "adapter_config.json", *self.checkpoint.files)])
 
     @property
     def changes(self) -> dict[str, LowRank]:
@@ -151,9 +158,7 @@ def write_adapter(path: str | Path, changes: Mapping[str, LowRank], base: str, a
     a base on the Hub.
     Raises UnsupportedError for what PEFT cannot hold so (embeddings, vectors, a tied head), StorageError when `path` is taken.
     """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise StorageError("The output place holds something else.", met=path, mend="choose another place, or remove it")
+    path = _free(path)
     if not changes:
         raise DataError("There is no change to write.", met="an empty adapter", mend="use the generalist itself")
     for parameter, change in changes.items():
@@ -179,10 +184,37 @@ def write_adapter(path: str | Path, changes: Mapping[str, LowRank], base: str, a
     return path
 
 
-def with_lora(model: PreTrainedModel, *, rank: int, alpha: float, base: str | None = None) -> PeftModel:
+def rewritten(adapter: Adapter, path: str | Path, ups: Mapping[str, Tensor], downs: Mapping[str, Tensor] | None = None) -> Path:
+    """Write a copy of an adapter with other B's at `path`, whole or not at all: {parameter, as the adapter names it: B [out, r]}.
+
+    downs: other A's [r, in], too. Factors are the file's own, LoRA's scale not taken in, and get its dtype; every other tensor and the
+    config are the same bytes. Raises StorageError when `path` is taken, UnknownName for a parameter that the adapter does not change,
+    MismatchError for a factor of another shape, DataError for one that is not finite.
+    """
+    path = _free(path)
+    tensors = {name: adapter.checkpoint.mapped(name) for name in adapter.checkpoint.names}
+    for side, factors in (("up", ups), ("down", downs or {})):
+        for parameter, factor in factors.items():
+            if parameter not in adapter.pairs:
+                raise UnknownName(f"parameter changed by {adapter.folder}", parameter, adapter.pairs)
+            name = getattr(adapter.pairs[parameter], side)
+            if factor.shape != tensors[name].shape:
+                met = f"{parameter}: {list(factor.shape)}, not {list(tensors[name].shape)}"
+                raise MismatchError("A factor has another shape than the adapter's.", met=met, mend="B is [out, r], A is [r, in]")
+            tensors[name] = factor.detach().to(device="cpu", dtype=tensors[name].dtype)
+            if not torch.isfinite(tensors[name]).all():
+                mend = "train with a lower learning rate"
+                raise DataError("A factor is not finite.", met=f"{parameter} in {tensors[name].dtype}", mend=mend)
+    with replacing(path) as temporary:
+        write_tensors(temporary / "adapter_model.safetensors", tensors, {"format": "pt"})
+        shutil.copyfile(adapter.folder / "adapter_config.json", temporary / "adapter_config.json")
+    return path
+
+
+def with_lora(model: PreTrainedModel, *, rank: int, alpha: float, base: str | None = None, up_only: bool = False) -> PeftModel:
     """`model` with a new, trainable LoRA on every linear module of its blocks; `base` names the generalist in the saved config.
 
-    The model itself is changed (its linear modules are wrapped, its own weights frozen), as PEFT does.
+    up_only: B alone trains. The model itself is changed (its linear modules are wrapped, its own weights frozen), as PEFT does.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -198,7 +230,35 @@ def with_lora(model: PreTrainedModel, *, rank: int, alpha: float, base: str | No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a deprecated property
         adapted = cast("PeftModel", get_peft_model(model, config))
-    adapted.peft_config["default"].base_model_name_or_path = base or model.name_or_path or None
+    return _trainable(adapted, base or model.name_or_path or None, up_only)
+
+
+def with_adapter(model: PreTrainedModel, folder: str | Path, *, up_only: bool = False, base: str | None = None) -> PeftModel:
+    """`model` with a saved LoRA that goes on training, both its factors or (up_only) B alone; saved again it names the base it named.
+
+    base: another name for it. The model itself is changed (its linear modules are wrapped, its own weights frozen), as PEFT does; the
+    adapter's files are not. Raises as `read_adapter` and `Adapter.fitted`.
+    """
+    from peft import PeftModel
+
+    folder = Path(folder)
+    adapter = read_adapter(folder).fitted(anatomy_of(model), model.base_model_prefix)
+    for pair in adapter.pairs.values():
+        for name in (pair.up, pair.down):
+            adapter.checkpoint.tensor(name)  # told where it is not finite
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a deprecated property
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    return _trainable(adapted, base or adapter.config.get("base_model_name_or_path"), up_only)
+
+
+def _trainable(adapted: PeftModel, base: str | None, up_only: bool) -> PeftModel:
+    """The adapted model, its base named, its A's frozen where B alone trains."""
+    adapted.peft_config["default"].base_model_name_or_path = base
+    if up_only:
+        for name, parameter in adapted.named_parameters():
+            if ".lora_A." in name:
+                parameter.requires_grad_(False)
     # by default peft looks the base up on the Hub when saving, to learn whether the vocabulary grew; here it did not
     cast("Any", adapted).save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
@@ -249,6 +309,13 @@ def _ranks(folder: Path, anatomy: Anatomy, prefix: str) -> dict[str, int]:
     """Module -> rank of an adapter that fits the anatomy."""
     adapter = read_adapter(folder).fitted(anatomy, prefix)
     return {anatomy.module_of(name): adapter.checkpoint.shape(pair.up)[1] for name, pair in adapter.pairs.items()}
+
+
+def _free(path: str | Path) -> Path:
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StorageError("The output place holds something else.", met=path, mend="choose another place, or remove it")
+    return path
 
 
 _MEND = "use a LoRA trained from this generalist"

@@ -25,14 +25,7 @@ def dataset_texts(source: str, *, column: str | Sequence[str] = "text", split: s
     and so are several columns of a row.
     Raises DataError when it cannot be had or holds no text, UnknownName for a column that it has not.
     """
-    with _still(), _told(source):
-        from datasets import load_dataset
-
-        rows: Any = load_dataset(**_address(source), split=split, streaming=True)
-        columns = rows.column_names
-        first = next(iter(rows), None)
-    if first is None:
-        raise DataError("The dataset has no rows.", met=f"{source}, split {split}", mend=MEND)
+    rows, columns, first = _opened(source, split)
     asked = [column] if isinstance(column, str) else column
     paths = [(own,) if own in (columns or first) else tuple(own.split(".")) for own in asked]
     for path in paths:
@@ -43,6 +36,32 @@ def dataset_texts(source: str, *, column: str | Sequence[str] = "text", split: s
     if not found:
         raise DataError("The dataset has no text.", met=f"{', '.join(asked)} of {source}", mend=MEND)
     return found
+
+
+def dataset_rows(source: str, *, split: str = "train", limit: int | None = None) -> list[dict[str, Any]]:
+    """The first `limit` rows of a dataset in its own order (None: all); `source` as for `dataset_texts`; DataError without them."""
+    rows, _, _ = _opened(source, split)
+    with _still(), _told(source):
+        return [dict(row) for row in track(islice(rows, limit), "reading rows", limit)]
+
+
+def is_dataset(source: str) -> bool:
+    """Whether a source is a folder or reads like an address or a Hub id, rather than a file that is missing."""
+    is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1 or ".json" in source
+    return "://" in source or Path(source).expanduser().is_dir() or not is_path
+
+
+def _opened(source: str, split: str) -> tuple[Any, list[str] | None, dict[str, Any]]:
+    """Rows as they stream, the names of the columns where they are known, and the first row."""
+    with _still(), _told(source):
+        from datasets import load_dataset
+
+        rows: Any = load_dataset(**_address(source), split=split, streaming=True)
+        columns = rows.column_names
+        first = next(iter(rows), None)
+    if first is None:
+        raise DataError("The dataset has no rows.", met=f"{source}, split {split}", mend=MEND)
+    return rows, columns, first
 
 
 def _address(source: str) -> dict[str, Any]:

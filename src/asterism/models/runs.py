@@ -11,30 +11,36 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from asterism.core.errors import StaleError, StorageError
 from asterism.core.storage import digest_of, read_json, write_json
-from asterism.models.settings import TrainingSettings
+from asterism.models.settings import LATER, TrainingSettings
 
 RECORD = "training.json"
 MARK = "origin.json"
 
 
 def origin_of(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], settings: TrainingSettings
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Any],
+    settings: TrainingSettings,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a run is made from: settings, and digests of texts, starting weights and tokenizer; `origin` sums up the first three.
 
-    Of a routed model also what it was made from, which tells where two starts differ.
+    Of a routed model also what it was made from, which tells where two starts differ. texts: JSON-able. more: what else the run depends
+    on, by the words that tell it.
     """
     start, routing = _start(model), getattr(model.config, "routing", None)
     if routing is not None:  # gates of equal weights may be used in many ways
         start = digest_of(start, routing)
     routed = {} if routing is None else {"routed": model.config.origin}
     return {
-        "origin": digest_of(settings.model_dump(mode="json"), list(texts), start, model.config.model_type),
+        "origin": digest_of(settings.model_dump(mode="json"), list(texts), start, model.config.model_type, *([dict(more)] if more else [])),
         "settings": settings.model_dump(mode="json"),
         "texts": digest_of(list(texts)),
         "start": start,
         "tokenizer": digest_of(tokenizer.get_vocab(), tokenizer.eos_token_id),
         **routed,
+        **({"more": dict(more)} if more else {}),
     }
 
 
@@ -103,9 +109,12 @@ def _start(model: PreTrainedModel) -> str:
 
 def _differences(lying: Mapping[str, Any], origin: Mapping[str, Any]) -> list[str]:
     """What a user would call different: fields of the settings, the texts, what the run starts from, the tokenizer."""
-    fields = _changed(lying.get("settings", {}), origin["settings"])
+    plain = {name: TrainingSettings.model_fields[name].default for name in LATER}
+    fields = _changed(plain | lying.get("settings", {}), plain | origin["settings"])
     parts = {"texts": ["other texts"], "start": _starts(lying, origin), "tokenizer": ["another tokenizer"]}
-    return fields + [each for part, told in parts.items() if lying.get(part) != origin[part] for each in told if each not in fields]
+    told = [each for part, told in parts.items() if lying.get(part) != origin[part] for each in told if each not in fields]
+    was, now = lying.get("more") or {}, origin.get("more") or {}
+    return fields + told + [f"other {name}" for name in {**was, **now} if was.get(name) != now.get(name)]
 
 
 def _starts(lying: Mapping[str, Any], origin: Mapping[str, Any]) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from asterism.core.settings import Settings
 
@@ -16,10 +16,14 @@ class TrainingSettings(Settings):
     """What trains: every parameter, the MLPs alone (attention and norms frozen), a LoRA adapter, or a routed model's gates."""
     steps: int = Field(default=2000, ge=1)
     """Optimiser steps."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the data, in the place of `steps`."""
     batch_size: int = Field(default=4, ge=1)
-    """Windows a step, on each device."""
+    """Windows or examples at once, on each device."""
+    accumulation: int = Field(default=1, ge=1)
+    """Batches whose gradients make one step."""
     max_length: int = Field(default=256, ge=2)
-    """Tokens a window."""
+    """Tokens a window, or at most an example."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """Peak learning rate of AdamW."""
     warmup: float = Field(default=0.0, ge=0, lt=1)
@@ -42,8 +46,12 @@ class TrainingSettings(Settings):
     """Steps between the states that an interrupted run resumes from."""
     keep_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints kept for good under `checkpoints/`; none by default."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between measurements of the held-out examples, the best state of which is written; by default a tenth of all steps."""
+    patience: int | None = Field(default=None, ge=1)
+    """Measurements of the held-out examples without gain after which training ends; by default it goes on to its last step."""
     seed: int = Field(default=42, ge=0)
-    """Seed of initialisation and of the order of windows."""
+    """Seed of initialisation and of the order of the data."""
 
     @model_validator(mode="after")
     def _kept_steps_are_saved(self) -> TrainingSettings:
@@ -51,16 +59,27 @@ class TrainingSettings(Settings):
             raise ValueError("keep_every must be a multiple of save_every")
         return self
 
+    @model_serializer(mode="wrap")
+    def _known_again(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields of LATER that are at their default, so that what older runs were made with reads the same today."""
+        plain = {name: type(self).model_fields[name].default for name in LATER}
+        return {name: value for name, value in handler(self).items() if name not in plain or value != plain[name]}
 
+
+LATER = ("epochs", "accumulation", "evaluate_every", "patience")
+"""Fields that came after the first runs were kept."""
 _EXPERT = {
     "method": "mlp", "steps": 2500, "batch_size": 64, "max_length": 1024, "learning_rate": 8e-4,
     "schedule": "cosine_to_tenth", "weight_decay": 0.1, "beta2": 0.99,
 }  # fmt: skip
+_WARM = {"learning_rate": 5e-5, "schedule": "cosine", "warmup": 0.05}
 PRESETS: dict[str, dict] = {
     "paper": {},
     "mlp": _EXPERT,
     "target": _EXPERT | {"learning_rate": 8e-5},
     "router": _EXPERT | {"method": "router", "steps": 1739, "batch_size": 92, "learning_rate": 5e-3},
+    "fusion": {"method": "lora", "epochs": 3, "batch_size": 1, "accumulation": 8, "max_length": 1024} | _WARM,
 }
 """Named settings: `paper` (constellation, section 4.1); of compatible specialization (arXiv:2411.02207) `mlp`, its experts, `target`, a
-model fine-tuned on the task that merges are measured on, and `router`, the gates over its experts."""
+model fine-tuned on the task that merges are measured on, and `router`, the gates over its experts; `fusion`, of fusions and their control
+(HeteroFusion, arXiv:2604.01674)."""

@@ -8,11 +8,13 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from asterism.core.corpus import GENERAL, read_corpus, read_texts
 from asterism.core.errors import StorageError, UnknownName
-from asterism.models.datasets import dataset_texts
+from asterism.models.datasets import dataset_texts, is_dataset
+from asterism.models.examples import Example, read_examples
 from asterism.models.scratch import new_model
 from asterism.models.tokenizers import train_tokenizer
 
@@ -30,7 +32,7 @@ def training_texts(
     place = Path(data)
     if place.is_file():
         return read_texts(place)
-    if not place.is_dir() and not _looks_like_a_path(data):
+    if not place.is_dir() and is_dataset(data):
         return dataset_texts(data, column=column, limit=limit)
     train = read_corpus(place).train
     if name != GENERALIST:
@@ -45,10 +47,16 @@ def training_texts(
     return texts
 
 
-def pretrained(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer by folder or Hub id; StorageError when they cannot be had."""
+def training_examples(data: str, name: str) -> list[Example]:
+    """Examples to train `name` on: a file's, a dataset's by its Hub id or folder, or of a folder's <name>.train file."""
+    files = [Path(data) / f"{name}.train{suffix}" for suffix in (".jsonl", ".jsonl.gz")]
+    return read_examples(next((file for file in files if file.is_file()), data))
+
+
+def pretrained(source: str, *, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model (in `dtype`, or else as it is stored) and its tokenizer by folder or Hub id; StorageError when they cannot be had."""
     try:
-        return AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto"), AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         met = f"{source}: {str(error).splitlines()[0]}"
         raise StorageError("The model cannot be loaded.", met=met, mend="give a folder or the Hub id of a causal LM") from None
@@ -70,14 +78,15 @@ def from_nothing(
     With the folder or Hub id of a `tokenizer` that one is taken, whole, and nothing is learnt.
     """
     if tokenizer is not None:
-        taken = _tokenizer(tokenizer)
+        taken = tokenizer_at(tokenizer)
         return new_model(shape, taken, hidden=hidden, blocks=blocks, positions=positions, seed=seed), taken
     learnt = train_tokenizer(texts, vocabulary)
     model = new_model(shape, learnt, hidden=hidden, blocks=blocks, positions=positions, seed=seed)
     return model, _as_loaded(learnt, model)
 
 
-def _tokenizer(source: str) -> PreTrainedTokenizerBase:
+def tokenizer_at(source: str) -> PreTrainedTokenizerBase:
+    """A tokenizer by folder or Hub id; StorageError when it cannot be had."""
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -91,7 +100,3 @@ def _as_loaded(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Pr
         model.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return AutoTokenizer.from_pretrained(folder)
-
-
-def _looks_like_a_path(data: str) -> bool:
-    return data.startswith(("/", ".", "~")) or data.count("/") > 1 or ".json" in data

@@ -1,35 +1,29 @@
-"""Training of generalists, specialists and routers through `transformers.Trainer`: full, MLP-only, LoRA or gates alone, resumable.
+"""Training of generalists, specialists and routers: full, MLP-only, LoRA or gates alone, on texts or on examples, resumable.
 
 `accelerate launch -m asterism train ...` runs the same code on several devices, FSDP included.
 """
 
 from __future__ import annotations
 
-import math
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.utils import logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from asterism.core.errors import DataError, MismatchError, SettingsError
-from asterism.core.progress import counting
-from asterism.core.storage import read_tensors, replacing, told_as_storage_error, write_json
+from asterism.core.storage import digest_of
 from asterism.models.anatomy import anatomy_of
-from asterism.models.runs import RECORD, claim, is_finished, last_state, origin_of, saved_states, state_folder, step_of
+from asterism.models.engine import Work, Write, settled, work_out
+from asterism.models.examples import Example, Examples, padded
+from asterism.models.runs import is_finished, origin_of
 from asterism.models.settings import TrainingSettings
 from asterism.models.windows import Windows
 
 Save = Callable[[Path, Mapping[str, Tensor]], None]
 """(folder, trained parameters by name) -> None: writes what a run leaves into a folder that may not exist yet."""
-_SCHEDULES: dict[str, dict[str, Any]] = {
-    "cosine_to_tenth": {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}
-}
 
 
 def train(
@@ -52,36 +46,117 @@ def train(
     DataError when there is too little text or the training diverges (nothing is left behind then).
     """
     settings = settings or TrainingSettings()
-    out = Path(out)
+    out, windows = Path(out), None
+    if settings.epochs is not None or settings.patience:
+        windows = Windows(tokenizer, texts, settings.max_length)
+        settings = settled(settings, len(windows), held_out=False)
     origin = origin_of(model, tokenizer, texts, settings)
     if is_finished(out, origin):
         return out
-    windows = Windows(tokenizer, texts, settings.max_length)
-    _check_fit(model, windows)
+    windows = windows or Windows(tokenizer, texts, settings.max_length)
+    _check_fit(model, windows.windows.shape[1], int(windows.windows.max()))
     if settings.method == "router":
         gates_of(model)
-    state = state_folder(out)
-    claim(state, origin)
     torch.manual_seed(settings.seed)
     trained = _prepared(model, settings, base)
-    with _still(), told_as_storage_error(state):
-        parts = {name for name, parameter in trained.named_parameters() if parameter.requires_grad}
-        trainer = _trainer(trained, windows, state, settings, device, parts if save else None)
-        try:
-            _run(trainer, state, settings)
-            weights = _whole_weights(trainer)
-            if save:
-                weights = {name: tensor for name, tensor in weights.items() if name in parts}
-            if trainer.is_world_process_zero():
-                history = [entry for entry in trainer.state.log_history if "loss" in entry]
-                _save(trainer, weights, tokenizer, out, settings, {**origin, "history": history}, save)
-                shutil.rmtree(state, ignore_errors=True)
-        except _Diverged as error:
-            if trainer.is_world_process_zero():
-                shutil.rmtree(state, ignore_errors=True)
-            raise DataError("Training diverged.", met=str(error), mend="lower the learning rate; nothing was saved") from None
-        trainer.accelerator.wait_for_everyone()
-    return out
+    work = Work(
+        trained, windows, _saving(save) if save else _writer(trained, tokenizer), save is not None, settings.method in ("mlp", "router")
+    )
+    return work_out(work, out, settings, origin, device)
+
+
+def tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    out: str | Path,
+    settings: TrainingSettings | None = None,
+    *,
+    held_out: Sequence[Example] = (),
+    adapter: str | Path | None = None,
+    up_only: bool = False,
+    chat: bool = True,
+    base: str | None = None,
+    device: str | None = None,
+) -> Path:
+    """Fine-tune `model`, in place, on the responses of examples and leave a checkpoint (for LoRA: a PEFT adapter) at `out`.
+
+    Batches count alike, each the mean over its response tokens. adapter: folder of the LoRA that goes on training, instead of a new one;
+    its files are not touched. up_only: of a LoRA, B alone trains. Where examples are `held_out`, their loss (nats a response token) is
+    measured before the first step and every `evaluate_every`, and the best state is written, which may be the start's. chat, max_length:
+    see `asterism.models.examples`. Interruption and refusals as `train`; SettingsError for an adapter under another method than `lora`.
+    """
+    settings = settings or TrainingSettings()
+    out = Path(out)
+    if settings.method != "lora" and (adapter is not None or up_only):
+        met = f"method {settings.method!r} with {'an adapter' if adapter is not None else 'up_only'}"
+        raise SettingsError("Only LoRA trains an adapter.", met=met, mend='method "lora"')
+    if settings.method == "router":
+        raise SettingsError("A router learns from texts.", met='method "router"', mend="use `asterism route train`")
+    check_examples(examples, held_out)
+    settings = settled(settings, len(examples), bool(held_out))
+    origin = origin_of(model, tokenizer, told(examples), settings, facts(tokenizer, held_out, chat, adapter, up_only))
+    if is_finished(out, origin):
+        return out
+    data, measured, collate = batched(model, tokenizer, examples, held_out, settings.max_length, chat)
+    torch.manual_seed(settings.seed)
+    trained = _prepared(model, settings, base, adapter, up_only)
+    work = Work(trained, data, _writer(trained, tokenizer), decay_all=settings.method == "mlp", collate=collate, held_out=measured)
+    return work_out(work, out, settings, origin, device)
+
+
+def check_examples(examples: Sequence[Example], held_out: Sequence[Example]) -> None:
+    """DataError where there is nothing to learn from, or an example is both learnt from and held out."""
+    if not examples:
+        raise DataError("There are no examples to train on.", met="an empty list", mend="give rows with a prompt and a response")
+    if both := set(held_out) & set(examples):
+        met = f"{len(both)} of them, e.g. {min(example.prompt + example.response for example in both)[:60]!r}"
+        raise DataError("Held-out examples are among the training examples.", met=met, mend="take them out of either")
+
+
+def told(examples: Sequence[Example]) -> list[list[str]]:
+    """Examples as JSON-able values, for digests."""
+    return [[example.prompt, example.response] for example in examples]
+
+
+def facts(
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[Example] = (),
+    chat: bool = True,
+    adapter: str | Path | None = None,
+    up_only: bool = False,
+) -> dict[str, Any]:
+    """What a run on examples depends on beside settings, examples and start, by the words that tell it."""
+    found: dict[str, Any] = {"chat template": digest_of(tokenizer.chat_template) if chat and tokenizer.chat_template else None}
+    if held_out:
+        found["held-out examples"] = digest_of(told(held_out))
+    if adapter is not None:
+        from asterism.models.adapters import read_adapter
+
+        found["adapter"] = read_adapter(adapter).digest
+    if up_only:
+        found["trained factors"] = "B alone"
+    return found
+
+
+def batched(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    held_out: Sequence[Example],
+    max_length: int,
+    chat: bool = True,
+) -> tuple[Examples, Examples | None, Callable[..., Any]]:
+    """The examples to train on, those held out (None for none) and how batches are made of both.
+
+    Cut at `max_length`, or at the model's positions where those are fewer. MismatchError for a token that the model does not know.
+    """
+    max_length = min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
+    data = Examples(tokenizer, examples, max_length, chat=chat)
+    measured = Examples(tokenizer, held_out, max_length, chat=chat) if held_out else None
+    for part in filter(None, (data, measured)):
+        _check_fit(model, part.longest, part.highest)
+    return data, measured, padded(tokenizer)
 
 
 def freeze_all_but_mlp(model: PreTrainedModel) -> int:
@@ -112,182 +187,44 @@ def gates_of(model: Any) -> list[torch.nn.Parameter]:
     return found
 
 
-class _Diverged(Exception):  # noqa: N818
-    """A loss or a weight is not finite."""
-
-
-def _check_fit(model: PreTrainedModel, windows: Windows) -> None:
-    length, limit = windows.windows.shape[1], getattr(model.config, "max_position_embeddings", None)
+def _check_fit(model: PreTrainedModel, length: int, highest: int) -> None:
+    """Whether the model has a position for every token of the longest row, and an embedding for its highest token."""
+    limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and length > limit:
         raise SettingsError("Windows are longer than the model's positions.", met=f"max_length {length}", mend=f"at most {limit}")
     embeddings: Any = model.get_input_embeddings()
-    highest, vocabulary = int(windows.windows.max()), embeddings.weight.shape[0]
+    vocabulary = embeddings.weight.shape[0]
     if highest >= vocabulary:
         met = f"token {highest}, {vocabulary} embeddings"
         raise MismatchError("The tokenizer has tokens that the model does not know.", met=met, mend="use the model's own tokenizer")
 
 
-def _prepared(model: PreTrainedModel, settings: TrainingSettings, base: str | None) -> Any:
+def _prepared(
+    model: PreTrainedModel, settings: TrainingSettings, base: str | None, adapter: str | Path | None = None, up_only: bool = False
+) -> Any:
     model.requires_grad_(True)  # a library's models ask for no gradients
     if settings.method == "mlp":
         freeze_all_but_mlp(model)
     if settings.method == "router":
         freeze_all_but_gates(model)
     if settings.method == "lora":
-        from asterism.models.adapters import with_lora
+        from asterism.models.adapters import with_adapter, with_lora
 
-        return with_lora(model, rank=settings.lora_rank, alpha=settings.lora_alpha, base=base)
+        if adapter is not None:
+            return with_adapter(model, adapter, up_only=up_only, base=base)
+        return with_lora(model, rank=settings.lora_rank, alpha=settings.lora_alpha, base=base, up_only=up_only)
     return model
 
 
-class _OfParts(Trainer):
-    """Where only parts of a model train, weight decay reaches all of them, biases too, as in compatible specialization's own code."""
-
-    saved: set[str] | None = None
-    """The parameters that a state holds, if not all: frozen ones are the start's, and resuming leaves them as they are."""
-
-    def get_decay_parameter_names(self, model: Any) -> list[str]:
-        return [name for name, _ in model.named_parameters()]
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.saved is not None:
-            model: Any = self.model
-            whole = model.state_dict() if state_dict is None else state_dict
-            state_dict = {name: tensor for name, tensor in whole.items() if name in self.saved}
-        super()._save(output_dir, state_dict)
+def _saving(save: Save) -> Write:
+    return lambda folder, weights, _record: save(folder, weights)
 
 
-def _trainer(model: Any, windows: Windows, state: Path, settings: TrainingSettings, device: str | None, parts: set[str] | None) -> Trainer:
-    on_cpu = device == "cpu" or not torch.accelerator.is_available()
-    if on_cpu and device not in (None, "cpu"):
-        raise SettingsError("No such device here.", met=device, mend="use cpu")
-    arguments = TrainingArguments(
-        output_dir=str(state),
-        per_device_train_batch_size=settings.batch_size,
-        max_steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        **_SCHEDULES.get(settings.schedule, {"lr_scheduler_type": settings.schedule}),
-        warmup_steps=round(settings.warmup * settings.steps),
-        weight_decay=settings.weight_decay,
-        adam_beta2=settings.beta2,
-        max_grad_norm=settings.clip,
-        bf16=settings.bf16,
-        seed=settings.seed,
-        save_steps=settings.save_every,
-        save_total_limit=None if settings.keep_every else 1,
-        logging_steps=max(1, settings.steps // 100),
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        log_level="error",
-        use_cpu=on_cpu,
-        dataloader_pin_memory=not on_cpu,
-    )
-    kind = _OfParts if settings.method in ("mlp", "router") else Trainer
-    trainer = kind(model=model, args=arguments, train_dataset=windows, callbacks=[_Watch()])
-    if isinstance(trainer, _OfParts):
-        trainer.saved = parts
-    if settings.keep_every:
-        trainer.add_callback(_Keep(settings.keep_every, state))
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ in {"PrinterCallback", "ProgressCallback"}:
-            trainer.remove_callback(type(callback))
-    return trainer
+def _writer(trained: Any, tokenizer: PreTrainedTokenizerBase) -> Write:
+    """Writes a checkpoint or an adapter, and the tokenizer beside it."""
 
+    def write(folder: Path, weights: Mapping[str, Tensor], _record: Mapping[str, Any]) -> None:
+        trained.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
 
-def _run(trainer: Trainer, state: Path, settings: TrainingSettings) -> None:
-    """Train from the last whole state to the end under the project's progress bar."""
-    shown = counting("training", settings.steps) if trainer.is_world_process_zero() else nullcontext(lambda amount=1: None)
-    with shown as advance:
-        trainer.add_callback(_Steps(advance))
-        trainer.train(resume_from_checkpoint=last_state(state))
-
-
-class _Steps(TrainerCallback):
-    """Reports every step to the progress bar."""
-
-    def __init__(self, advance: Callable[..., Any]) -> None:
-        self.advance = advance
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.advance(state.global_step)
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.advance(1)
-
-
-class _Watch(TrainerCallback):
-    """Ends a run whose loss is no longer finite."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise _Diverged(f"the loss is {loss} at step {state.global_step}")
-
-
-class _Keep(TrainerCallback):
-    """Removes saved states that are neither the newest nor to be kept."""
-
-    def __init__(self, every: int, state: Path) -> None:
-        self.every, self.state = every, state
-
-    def on_save(self, args, state, control, **kwargs) -> None:
-        if state.is_world_process_zero:
-            for folder in saved_states(self.state):
-                if step_of(folder) != state.global_step and step_of(folder) % self.every:
-                    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _whole_weights(trainer: Trainer) -> dict[str, Tensor]:
-    """The state dict, gathered from all devices."""
-    if trainer.is_fsdp_enabled:
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")  # pyright: ignore[reportOptionalMemberAccess]
-    return trainer.accelerator.get_state_dict(trainer.model)  # pyright: ignore[reportReturnType]
-
-
-def _save(
-    trainer: Trainer,
-    weights: dict[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    out: Path,
-    settings: TrainingSettings,
-    record: dict,
-    save: Save | None,
-) -> None:
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
-            raise _Diverged(f"{name} is not finite")
-    with replacing(out) as temporary:
-        if save:
-            save(temporary, weights)
-        else:
-            unwrapped: Any = trainer.accelerator.unwrap_model(trainer.model)
-            unwrapped.save_pretrained(temporary, state_dict=weights)
-            tokenizer.save_pretrained(temporary)
-        if settings.keep_every:
-            for state in saved_states(Path(str(trainer.args.output_dir))):
-                if step_of(state) % settings.keep_every == 0:
-                    kept = temporary / "checkpoints" / state.name
-                    save(kept, read_tensors(state / "model.safetensors")) if save else _copy_model(state, kept)
-        write_json(temporary / RECORD, record)
-
-
-def _copy_model(state: Path, target: Path) -> None:
-    """The weights and configs of a saved state, without the Trainer's own files."""
-    target.mkdir(parents=True)
-    for file in state.iterdir():
-        if file.suffix in {".safetensors", ".json"} and not file.name.startswith("trainer"):
-            shutil.copy2(file, target)
-
-
-@contextmanager
-def _still() -> Iterator[None]:
-    """No progress bars and messages of transformers' own; as they were afterwards."""
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    return write
