@@ -20,6 +20,7 @@ METRICS = {
     "cka": {"seconds_12x12", "peak_gb", "products_ratio", "largest_difference"},
     "merge": {"linear_copy_ratio", "ties_size_ratio", "ties_models_ratio"},
     "route": {"dense_ratio", "top1_ratio", "depth2_ratio", "training_ratio", "top1_speedup"},
+    "fuse": {"step_ratio", "memory_ratio", "deep_step_ratio", "deep_memory_ratio", "wide_step_ratio", "wide_memory_ratio"},
 }
 
 

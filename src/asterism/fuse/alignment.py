@@ -143,7 +143,8 @@ def _dealt(matched: Sequence[tuple[Slot, Slot]], key: int) -> list[tuple[Slot, S
 
 def _nothing(target: Expert, source: Expert) -> DataError:
     has = "; ".join(
-        f"{each.name}: " + ", ".join(f"{functions} in blocks {blocks} of 0-{each.n_blocks - 1}" for functions, blocks in _alone(each.factors))
+        f"{each.name}: "
+        + ", ".join(f"{functions} in blocks {blocks} of 0-{each.n_blocks - 1}" for functions, blocks in _alone(each.factors))
         for each in (target, source)
     )
     mend = "give an adapter with some of the target's functions in layers that meet, or choose layers: proportional"

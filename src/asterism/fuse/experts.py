@@ -50,9 +50,7 @@ class Expert:
         return read(pair.up, dtype=torch.float32), read(pair.down, dtype=torch.float32)
 
 
-def open_expert(
-    model: str | Path | PreTrainedConfig, adapter: str | Path, name: str | None = None, *, is_target: bool = False
-) -> Expert:
+def open_expert(model: str | Path | PreTrainedConfig, adapter: str | Path, name: str | None = None, *, is_target: bool = False) -> Expert:
     """Read a PEFT LoRA folder beside its backbone's config: of a model's folder or Hub id only config.json is looked at.
 
     A source's slots without a change (B or A all zero) are left out. A target may be fresh (B zero), but not with A zero, where B could
@@ -83,9 +81,7 @@ def open_expert(
 def _cut(slots: tuple[Slot, ...], adapter: Adapter) -> dict[Slot, Factors]:
     """The change of every slot that the adapter has one for; every tensor in the file is read once, and checked."""
     changes = adapter.changes
-    return {
-        slot: (slot.of(changes[slot.parameter].up), changes[slot.parameter].down) for slot in slots if slot.parameter in changes
-    }
+    return {slot: (slot.of(changes[slot.parameter].up), changes[slot.parameter].down) for slot in slots if slot.parameter in changes}
 
 
 def _is_alive(up: torch.Tensor, down: torch.Tensor) -> bool:
