@@ -49,3 +49,24 @@ class EvaluationSettings(Settings):
         if not value or len(set(value)) != len(value):
             raise ValueError("give one or more different values")
         return value
+
+
+class AnswerSettings(Settings):
+    """How examples are answered and marked."""
+
+    write: bool = True
+    """Whether answers are written and marked; without, the losses of the responses alone are measured."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Tokens of an answer, at most."""
+    stop: str = "\n"
+    """An answer ends before this text, or at its end token; empty for the end token alone."""
+    max_length: int = Field(default=1024, ge=4)
+    """Tokens read of an example: a longer one loses the beginning of its prompt."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Padded tokens a batch, at most."""
+    chat: bool = True
+    """Whether the tokenizer's chat template is used, where it has one."""
+    scale: str = "answers"
+    """Label of these models' scale in the tables."""
+    seed: int = Field(default=42, ge=0)
+    """Seed that the models were made with: a label in the tables."""
