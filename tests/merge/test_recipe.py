@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import yaml
@@ -108,6 +109,25 @@ tokens:
         assert Recipe.of(changed(tokenizer_source=source)).tokenizer.source == source  # pyright: ignore[reportOptionalMemberAccess]
     assert Recipe.of(changed(tokenizer={})).tokenizer.source == "union"  # pyright: ignore[reportOptionalMemberAccess]
     assert Recipe.of(PLAIN).tokenizer is None
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("unoin", "union"), ("Union", "union"), ("unions", "union"), ("bse", "base"), ("BASE", "base")]
+)
+@pytest.mark.parametrize("key", ["tokenizer_source", "tokenizer"])
+def test_a_misspelt_tokenizer_source_is_no_model_of_the_hub(word, meant, key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {key: word if key == "tokenizer_source" else {"source": word}}
+    with pytest.raises(UnknownName, match=rf"No such source for tokenizer.*\n.*{word}.*\n.*'{meant}'"):
+        Recipe.of(changed(**given))
+    for model in ("gpt2", "onionlm", "org/union", "./base", "union@main"):
+        rule = Recipe.of(changed(tokenizer_source=model)).tokenizer
+        assert rule is not None
+        assert rule.source == Reference.of(model)
+    Path(word).mkdir()
+    rule = Recipe.of(changed(**given)).tokenizer
+    assert rule is not None
+    assert rule.source == Reference.of(word)
 
 
 UNKNOWN = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -296,7 +297,13 @@ def _tokenizer(read: Mapping[str, Any]) -> TokenizerRule | None:
 
 
 def _vocabulary(value: Any, place: str) -> Literal["union", "base"] | Reference:
-    return value if value in ("union", "base") else Reference.of(value, place)
+    """A bare word near `union` or `base` is one of them misspelt, unless a folder is called so."""
+    if value in (words := ("union", "base")):
+        return value
+    bare = isinstance(value, str) and value.isalpha() and not Path(value).is_dir()
+    if bare and get_close_matches(value.casefold(), words, n=1, cutoff=0.75):
+        raise UnknownName(f"source for {place}", value, words)
+    return Reference.of(value, place)
 
 
 def _token(value: Any, place: str) -> TokenRule:
