@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asterism.core.errors import AsterismError, DataError, MismatchError, SettingsError, StorageError, UnknownName
 from asterism.merge import files, run, streams
+from asterism.merge.chat import TEMPLATES, check_template
 from asterism.merge.files import Output
 from asterism.merge.library import merge
 from asterism.merge.run import Merge, merge_recipe
@@ -316,6 +317,31 @@ def test_a_chat_template_is_set(places, tmp_path, asked, part):
     merge_recipe(content, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert part in tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ messages[0].content }}\n{% for m in messages %}\nno end", "line 2, '{% for m in messages %}': .*endfor"),
+        (
+            "{{ bos_token }}\n\n{{ messages[0].content | shout }}",
+            r"line 3, '{{ messages\[0\].content \| shout }}': No filter named 'shout'",
+        ),
+        ("{{ messages[0 }}", "line 1, .*"),
+    ],
+)
+def test_a_chat_template_that_is_not_jinja_is_refused_with_its_line(places, tmp_path, template, told):
+    content = recipe(places("qwen2"), "linear", base=False, each={"weight": 1.0})
+    with pytest.raises(SettingsError, match=rf"chat_template is not Jinja.\n  met:  {told}"):
+        merge_recipe(content | {"chat_template": template}, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chat_templates_may_say_what_transformers_reads():
+    text = "{%- for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}{% if loop.last %}{% break %}{% endif %}{% endfor %}"
+    check_template(text + "{{ strftime_now('%Y') }}{{ raise_exception('no') }}")
+    for known in TEMPLATES.values():
+        check_template(known)
 
 
 def test_merging_a_library_is_the_recipe_in_memory(tmp_path):

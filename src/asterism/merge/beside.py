@@ -10,7 +10,7 @@ from typing import Any
 
 from asterism.core.errors import MismatchError, SettingsError, StorageError, UnknownName
 from asterism.core.storage import read_json, write_json
-from asterism.merge.chat import TEMPLATES
+from asterism.merge.chat import TEMPLATES, check_template
 from asterism.merge.parts import is_head, is_vocabulary, parts_of
 from asterism.merge.plan import Piece
 from asterism.merge.recipe import Recipe
@@ -51,7 +51,10 @@ def check_donor(donor: Opened, pieces: Iterable[Piece], rows: int | None) -> Non
 def chat_template(recipe: Recipe, models: Sequence[Opened]) -> str | None:
     """The chat template that a recipe asks for: a Jinja text, a name that mergekit knows, or `auto`, what most of the models have."""
     asked = recipe.chat_template
-    if asked is None or "{" in asked:
+    if asked is None:
+        return None
+    if "{" in asked:
+        check_template(asked)
         return asked
     if asked == "auto":
         by_name = sorted(models, key=lambda model: str(model.reference))  # so that the recipe's order picks none of equals

@@ -1,6 +1,8 @@
-"""Chat templates that a recipe may ask for by name, under mergekit's names; each is the published format of its model family."""
+"""Chat templates: those that a recipe may ask for by name, under mergekit's names, each the published format of its model family."""
 
 from __future__ import annotations
+
+from asterism.core.errors import SettingsError
 
 TEMPLATES = {
     "alpaca": (
@@ -37,3 +39,24 @@ TEMPLATES = {
         "{% endfor %}"
     ),
 }
+
+
+def check_template(text: str) -> None:
+    """SettingsError, with the line, for a text that Jinja cannot read as transformers has it: loop controls, and `generation` blocks."""
+    from jinja2 import Environment, TemplateSyntaxError, nodes
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    try:
+        Environment(extensions=["jinja2.ext.loopcontrols", Generation]).compile(text)
+    except TemplateSyntaxError as error:
+        line = "".join(text.splitlines()[error.lineno - 1 : error.lineno]).strip()
+        mend = "mend that line; a template can be tried with tokenizer.apply_chat_template"
+        raise SettingsError("chat_template is not Jinja.", met=f"line {error.lineno}, {line[:80]!r}: {error.message}", mend=mend) from None
