@@ -20,6 +20,7 @@ from asterism.merge import files, run, streams
 from asterism.merge.chat import TEMPLATES, check_template
 from asterism.merge.files import Output
 from asterism.merge.library import merge
+from asterism.merge.recipe import Recipe
 from asterism.merge.run import Merge, merge_recipe
 from asterism.models.library import Library
 from tests import tiny
@@ -222,6 +223,25 @@ def test_an_adapter_is_merged_where_it_is_named(places, tmp_path):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for (name, mean), x in zip(merged.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mean, (x + adapted.get_parameter(name)) / 2, msg=name)
+
+
+def test_an_adapter_is_put_on_its_own_base_alone(places, tmp_path):
+    folder = places("gpt2")
+    lora = shutil.copytree(folder / "lora", tmp_path / "lora")
+    config = json.loads((lora / "adapter_config.json").read_text())
+
+    def tried(named: str, base: Path) -> None:
+        (lora / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": named}))
+        Merge(Recipe.of(recipe(folder, "linear", base=False, models=[A, f"{base}+{lora}"], each={"weight": 1.0})))
+
+    for other in ("org/other", str(folder / B)):
+        with pytest.raises(MismatchError, match=rf"another base.\n  met:  .*lora is of {other}, not of .*base\n  mend: write {other}\+"):
+            tried(other, folder / BASE)
+    assert not (lora / ".digests.json").exists()
+    tried("org/base", folder / BASE)
+    copied = shutil.copytree(folder / BASE, tmp_path / "copied")
+    tried(str(copied), folder / BASE)
+    tried("org/tiny", shutil.copytree(copied, tmp_path / "models--org--tiny" / "snapshots" / "abc"))
 
 
 def test_equal_tensors_pass_through(places, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from asterism.core.storage import read_json
 from asterism.merge.parts import Header, is_head, is_vocabulary, parts_of
 from asterism.merge.references import Origin, Reference
 from asterism.models.checkpoints import Checkpoint
-from asterism.models.sources import located, recorded
+from asterism.models.sources import HUB, located, recorded
 
 if TYPE_CHECKING:
     from asterism.models.adapters import Adapter
@@ -95,7 +95,9 @@ class Opened:
         bones = skeleton(read_config(self.folder))
         anatomy, expected = anatomy_of(bones), Expected(bones)
         names = parameter_names(self.checkpoint, expected)
-        return read_adapter(self.lora).fitted(anatomy, expected.prefix), anatomy, {name: own for own, name in names.stored.items()}
+        adapter = read_adapter(self.lora)
+        _check_base(adapter, self)
+        return adapter.fitted(anatomy, expected.prefix), anatomy, {name: own for own, name in names.stored.items()}
 
     def _ties_by_default(self) -> bool:
         from asterism.models.loading import read_config
@@ -107,7 +109,7 @@ def open_model(reference: Reference) -> Opened:
     """Find a model (a folder here, else on the Hub) and read its headers and config.
 
     Raises StorageError for what is missing or damaged, UnsupportedError for pickled or quantised weights and for adapters that are no
-    plain LoRA.
+    plain LoRA, MismatchError for an adapter of another base.
     """
     folder = folder_of(reference.model)
     if not (folder / "config.json").is_file():
@@ -154,6 +156,26 @@ def folder_of(origin: Origin) -> Path:
     if origin.revision is None and Path(origin.path).expanduser().is_dir():
         return Path(origin.path).expanduser()
     return located(recorded(str(origin), here), here)
+
+
+def hub_id(folder: Path) -> str | None:
+    """The id of a model that lies in the Hub's cache, however the recipe names it."""
+    cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return folder.parent.parent.name.removeprefix("models--").replace("--", "/") if cached else None
+
+
+def _check_base(adapter: Adapter, model: Opened) -> None:
+    """MismatchError, in a recipe's words, where an adapter names another base than the model that it is put on."""
+    from asterism.models.adapters import check_base
+
+    origin, known = model.reference.model, hub_id(model.folder)
+    no_folder = adapter.folder / "adapter_config.json"  # so that no cache of digests is left behind
+    try:
+        check_base(adapter, HUB + known if known else origin.path, model.folder, no_folder)
+    except MismatchError as error:
+        base = adapter.config["base_model_name_or_path"]
+        mend = f"write {base}+{model.reference.lora}; if both are one model, put {origin.path!r} into the adapter_config.json"
+        raise MismatchError(error.wrong, met=f"{adapter.folder} is of {base}, not of {origin}", mend=mend) from None
 
 
 def _adapter_at(folder: Path) -> Path:
