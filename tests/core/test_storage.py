@@ -134,6 +134,36 @@ def test_a_killed_process_leaves_the_old(tmp_path, kind):
     assert all(name in ("old",) or name.startswith(".") for name in os.listdir(tmp_path))
 
 
+def test_a_place_is_written_by_one_process_at_a_time(tmp_path):
+    out, lock = tmp_path / "new" / "out", tmp_path / "new" / ".out.lock"
+    with storage.alone(out):
+        with (
+            pytest.raises(StorageError, match=r"Another process is writing there.\n  met:  .*out\n  mend: wait for it"),
+            storage.alone(out),
+        ):
+            raise AssertionError
+        with storage.alone(out.with_name("other")):
+            assert lock.exists()
+    assert os.listdir(tmp_path / "new") == []
+    lock.write_text("")  # a killed process left it
+    with storage.alone(out):
+        pass
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
+    lock.unlink()  # who held it went away between our opening and our locking
+    assert not storage._locked(descriptor, lock)
+    os.close(descriptor)
+
+
+def test_a_place_is_looked_at_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    storage.check_writable(tmp_path / "new" / "folder" / "page.html")
+    storage.check_writable(tmp_path / "file")
+    for path, told in ((tmp_path, "a folder lies there"), (tmp_path / "file" / "page.html", "file cannot be written to")):
+        with pytest.raises(StorageError, match=told):
+            storage.check_writable(path)
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(StorageError, match=r"^Could not write.\n  met:  .*file/value.json: "):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from asterism.core.errors import DataError, MismatchError, SettingsError, StorageError, UnsupportedError
+from asterism.core.storage import alone
 from asterism.merge.extract import extract
 from asterism.models.anatomy import anatomy_of
 from asterism.models.fitting import Fitting
@@ -273,3 +274,12 @@ def test_a_killed_extraction_goes_on(places, tmp_path, monkeypatch):
     stored[first[1]][0, 0] += 1
     save_file(stored, tmp_path / "full" / "model.safetensors", {"format": "pt"})
     assert set(run(3)) == {first[1], *second}  # what changed meanwhile is cut again
+
+
+def test_a_place_that_another_process_writes_is_left_alone(places, tmp_path):
+    folder, out = places("gpt2"), tmp_path / "out"
+    with alone(out), pytest.raises(StorageError, match="Another process is writing there"):
+        extract(folder / "base", folder / "mlp", out, rank=1)
+    assert list(tmp_path.iterdir()) == []
+    for _ in range(2):  # an earlier extraction alone is replaced
+        extract(folder / "base", folder / "mlp", out, rank=1)

@@ -145,6 +145,6 @@ def test_a_failed_write_is_told_with_the_place(tmp_path, monkeypatch):
 
 def test_two_at_one_place_are_refused(tmp_path):
     with writing(tmp_path / "model", layout(), "origin") as output:
-        with pytest.raises(StorageError, match="Another merge"):
+        with pytest.raises(StorageError, match="Another process"):
             write(tmp_path / "model", layout())
         assert output.folder.is_dir()

@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from asterism.core.errors import MismatchError, SettingsError, StorageError, UnsupportedError
+from asterism.core.storage import alone
 from asterism.merge.library import recipe_of
 from asterism.merge.lora import merge_adapters
 from asterism.merge.run import merge_recipe
 from asterism.models.adapters import read_adapter
 from asterism.models.anatomy import anatomy_of
+from asterism.models.fitting import Fitting
 from tests import tiny
 
 NAMES = ("one", "two", "three")
@@ -373,3 +375,34 @@ def test_an_adapter_that_changes_nothing_counts_as_zero(places, anatomies, tmp_p
         merge_adapters(alone, tmp_path / "none")
     with pytest.raises(SettingsError, match="no parameter changes"):  # a zero delta is orthogonal to every other: the base
         merge_adapters({**content, "merge_method": "model_stock", "parameters": {}}, tmp_path / "none")
+
+
+def test_a_killed_merge_of_adapters_goes_on(places, tmp_path, monkeypatch):
+    folder = places("gpt2")
+    content = recipe(folder, "ties", parameters={"weight": 1.0, "density": 0.5})
+    merge_adapters(content, tmp_path / "whole", rank=3)
+    cut, calls = Fitting.cut, []
+
+    def dying(self, parameter, delta):
+        calls.append(parameter)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        cut(self, parameter, delta)
+
+    monkeypatch.setattr(Fitting, "cut", dying)
+    with pytest.raises(KeyboardInterrupt):
+        merge_adapters(content, tmp_path / "out", rank=3)
+    report = merge_adapters(content, tmp_path / "out", rank=3)
+    assert len(calls) == 1 + len(report.ranks) == 1 + len(set(calls))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    for name in json.loads((tmp_path / "out" / "merge.json").read_text())["files"]:
+        if name != "README.md":  # its title is the folder's name
+            assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_place_that_another_process_writes_is_left_alone(places, tmp_path):
+    content, out = recipe(places("gpt2"), "task_arithmetic", parameters={"weight": 1.0}), tmp_path / "out"
+    with alone(out), pytest.raises(StorageError, match="Another process is writing there"):
+        merge_adapters(content, out)
+    assert list(tmp_path.iterdir()) == []
+    merge_adapters(content, out)

@@ -46,6 +46,41 @@ def vacant(path: str | Path, record: str, kind: str) -> Path:
     return path
 
 
+@contextmanager
+def alone(path: str | Path) -> Iterator[None]:
+    """Be the only process that writes `path`: a locked file beside it, which the system unlocks when a process dies.
+
+    StorageError while another process holds it. Where the file system has no locks nothing is held.
+    """
+    path = _named(path)
+    lock = path.with_name(f".{path.name}.lock")
+    with told_as_storage_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
+    try:
+        if not _locked(descriptor, lock):
+            mend = "wait for it, or choose another place"
+            raise StorageError("Another process is writing there.", met=path, mend=mend)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(path: str | Path) -> None:
+    """StorageError where no file could be written at `path`: told before long work that ends there."""
+    path = _named(path)
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    told = "a folder lies there" if path.is_dir() else ""
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        told = f"{above} cannot be written to"
+    if told:
+        raise StorageError("A file cannot be written there.", met=f"{path}: {told}", mend="name a file in a folder of yours")
+
+
 def put_in_place(temporary: Path, path: Path) -> None:
     """Sync a finished file or folder to the disk and give it the name `path` beside it; what was there is replaced whole."""
     _sync(temporary)
@@ -149,6 +184,21 @@ def _apart(tensors: Mapping[str, Any]) -> dict[str, Any]:
         apart[name] = plain.clone() if place in met else plain
         met.add(place)
     return apart
+
+
+def _locked(descriptor: int, lock: Path) -> bool:
+    """Lock an open file that `lock` still names: who held it before takes the name away at the end."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), os.stat(lock))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:
+        return True
 
 
 def _swap(temporary: Path, path: Path) -> None:

@@ -13,7 +13,7 @@ from asterism.core.errors import SettingsError, UnsupportedError
 from asterism.core.gram import accumulator, gram
 from asterism.core.parts import passing_parts
 from asterism.core.progress import track
-from asterism.core.storage import digest_of, vacant
+from asterism.core.storage import alone, digest_of, vacant
 from asterism.merge.adapting import Ground, largest, save, told_of
 from asterism.merge.findings import content_digest, model_digest
 from asterism.merge.references import Origin, Reference
@@ -43,7 +43,7 @@ def extract(
     memory at a time. Norms, biases and embeddings fit in no LoRA: they are told with the norm of their change, or with `strict` refused.
     `out` is whole or absent; a killed run that is asked for the same goes on where it stopped.
     Raises SettingsError (rank, energy, nothing to write), MismatchError (another architecture, tokenizer or shape), UnsupportedError
-    (`strict`), DataError for NaN and Inf, StorageError when `out` holds something other than an earlier extraction.
+    (`strict`), DataError for NaN and Inf, StorageError when `out` holds something other than an earlier extraction, or is being written.
     """
     if (rank is None) == (energy is None):
         met = "neither" if rank is None else "both"
@@ -61,7 +61,7 @@ def extract(
         mend = "leave strict out to extract the rest, or keep the whole checkpoint"
         raise UnsupportedError("Something changed that no LoRA can hold.", met=f"{largest(fitting.report)}, norms of the change", mend=mend)
     asked = f"cut to rank {rank}" if energy is None else f"{energy:.4g} of the energy of every matrix's change kept"
-    with passing_parts(out.with_name(f".{out.name}.extracting"), digest_of(rank, energy, device)) as parts:
+    with alone(out), passing_parts(out.with_name(f".{out.name}.extracting"), digest_of(rank, energy, device)) as parts:
         for name in track(linear, "matrices"):
             one, other, norm = pairs.read(name)
             if norm:

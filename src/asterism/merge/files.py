@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from asterism.core.errors import StorageError
-from asterism.core.storage import put_in_place, told_as_storage_error, write_json
+from asterism.core.storage import alone, put_in_place, told_as_storage_error, write_json
 from asterism.merge.streams import Stream
 
 SHARD_BYTES = 5_000_000_000
 """Most bytes of tensors a file, as transformers saves them."""
 KINDS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _SYNC_BYTES = 1 << 28  # written between two entries of the journal: what a kill may cost
-_JOURNAL, _LOCK = ".journal", ".lock"
+_JOURNAL = ".journal"
 
 
 @dataclass(frozen=True)
@@ -162,43 +162,23 @@ def writing(out: Path, layout: Layout, origin: str) -> Iterator[Output]:
     or when another process writes the same output.
     """
     folder = out.with_name(f".{out.name}.merging")
-    with told_as_storage_error(out):
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder, out):
-            output = None
-            try:
-                output = Output(folder, layout, _resumed(folder, layout, origin))
-                yield output
-                output.close()
-                if layout.index is not None:
-                    write_json(folder / "model.safetensors.index.json", layout.index)
-                (folder / _JOURNAL).unlink()
-                (folder / _LOCK).unlink()
-                put_in_place(folder, out)
-            except BaseException as error:
-                if output is not None:
-                    output.abandon()
-                if isinstance(error, Exception):
-                    shutil.rmtree(folder, ignore_errors=True)
-                raise
-
-
-@contextmanager
-def _alone(folder: Path, out: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system lets go of when a process dies."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
-    try:
-        with suppress(ImportError):
-            import fcntl
-
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                mend = "wait for it, or choose another folder"
-                raise StorageError("Another merge is writing there.", met=out, mend=mend) from None
-        yield
-    finally:
-        os.close(descriptor)
+    with told_as_storage_error(out), alone(out):
+        folder.mkdir(exist_ok=True)
+        output = None
+        try:
+            output = Output(folder, layout, _resumed(folder, layout, origin))
+            yield output
+            output.close()
+            if layout.index is not None:
+                write_json(folder / "model.safetensors.index.json", layout.index)
+            (folder / _JOURNAL).unlink()
+            put_in_place(folder, out)
+        except BaseException as error:
+            if output is not None:
+                output.abandon()
+            if isinstance(error, Exception):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _resumed(folder: Path, layout: Layout, origin: str) -> dict[str, Any]:
@@ -213,8 +193,7 @@ def _resumed(folder: Path, layout: Layout, origin: str) -> dict[str, Any]:
                 found[name] = note
         return found
     for path in folder.iterdir():
-        if path.name != _LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     sizes = layout.sizes
     room = shutil.disk_usage(folder).free
     if sum(sizes.values()) > room:

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from asterism.core.errors import MismatchError, SettingsError, UnsupportedError
 from asterism.core.lowrank import Factors, products
+from asterism.core.parts import Parts, passing_parts
 from asterism.core.progress import track
-from asterism.core.storage import vacant
+from asterism.core.storage import alone, digest_of, vacant
 from asterism.merge.adapting import Ground, save, told_of
 from asterism.merge.card import RECORD, record
 from asterism.merge.findings import content_digest, model_digest
 from asterism.merge.methods.families import Combination
 from asterism.merge.methods.method import arguments_for
 from asterism.merge.recipe import Recipe
-from asterism.merge.run import Job, Merge
+from asterism.merge.run import Job, Merge, stamp
 from asterism.merge.sources import check_apart
 from asterism.models.adapters import Adapter, read_adapter
 from asterism.models.fitting import AdapterReport, Fitting
@@ -35,7 +36,7 @@ def merge_adapters(
     Every model of the recipe is BASE+ADAPTER, or BASE itself, of one base. A combination of deltas (task_arithmetic, model_stock, ...), or
     of models whose weights sum to 1, is again of low rank, sum r_i at most: exact without `rank`, O((out + in) (sum r_i)^2) a matrix.
     Any other merge is computed in full, one matrix at a time, and cut to the nearest of `rank`. The recipe's dtype is the factors'.
-    From a library: `merge_adapters(recipe_of(library, "ties", density=0.2), out, rank=16)`.
+    From a library: `merge_adapters(recipe_of(library, "ties", density=0.2), out, rank=16)`. `out` is whole or absent; a killed run goes on.
     Raises SettingsError (a rank is needed; nothing to write), MismatchError (several bases), UnsupportedError (what an adapter cannot
     hold), StorageError when `out` holds something other than an earlier merge, and whatever `merge_recipe` raises.
     """
@@ -44,17 +45,20 @@ def merge_adapters(
     _check_holdable(recipe)
     asked = recipe.out_dtype or recipe.dtype
     work = _Adapters(recipe, seed, device)
-    check_apart(out, (work.merge.donor, *work.merge.models))
+    models = (work.merge.donor, *work.merge.models)
+    check_apart(out, models)
     fitting = Fitting(work.ground.anatomy, rank=rank, dtype=getattr(torch, asked) if asked else None)
-    for job in track(work.merge.jobs, "tensors"):
-        work.into(fitting, job)
-    fitting.check("merge")
-    method = work.merge.method
-    sources = work.sources()
-    told = record(recipe, method, work.merge.models, seed, sources)
-    told |= {"kind": "adapter", "rank": rank, "adapter": told_of(fitting.report)}
-    story = f"a merge of adapters by {method.title} ({method.source}), seed {seed}."
-    save(out, fitting, work.ground, RECORD, told, story, {each["model"]: each["digest"] for each in sources}, recipe.content)
+    origin = digest_of(recipe.digest, rank, seed, device, [stamp(model) for model in models])
+    with alone(out), passing_parts(out.with_name(f".{out.name}.fitting"), origin) as parts:
+        for job in track(work.merge.jobs, "tensors"):
+            work.into(fitting, job, parts)
+        fitting.check("merge")
+        method = work.merge.method
+        sources = work.sources()
+        told = record(recipe, method, work.merge.models, seed, sources)
+        told |= {"kind": "adapter", "rank": rank, "adapter": told_of(fitting.report)}
+        story = f"a merge of adapters by {method.title} ({method.source}), seed {seed}."
+        save(out, fitting, work.ground, RECORD, told, story, {each["model"]: each["digest"] for each in sources}, recipe.content)
     return fitting.report
 
 
@@ -81,8 +85,8 @@ class _Adapters:
             raise SettingsError("The recipe merges no adapters.", met=", ".join(map(str, recipe.models)), mend=mend)
         self._check_places()
 
-    def into(self, fitting: Fitting, job: Job) -> None:
-        """One tensor's merged change: kept as factors where it is of low rank, else cut; told where no LoRA can hold it."""
+    def into(self, fitting: Fitting, job: Job, parts: Parts) -> None:
+        """One tensor's merged change: kept as factors where it is of low rank, else cut, once; told where no LoRA can hold it."""
         name = self.ground.parameter(job.piece.name)
         changes = [self._change(job, place, name) for place in job.order]
         origin = None if job.base is None else self._change(job, job.base, name)
@@ -94,11 +98,18 @@ class _Adapters:
         elif not self.ground.anatomy.is_linear(name):
             fitting.leave_out(name, self._dense(job, changes, origin, name).norm().item())
         elif fitting.rank is not None:
-            fitting.cut(name, self._dense(job, changes, origin, name))
+            kept = parts.tensors(name, lambda: self._cut(fitting, name, self._dense(job, changes, origin, name)))
+            if "up" in kept:
+                fitting.restore(name, kept)
         else:
             mend = "give a rank, e.g. 16 (--rank 16); what it loses is reported"
             wrong = "This merge of adapters is not of low rank: an adapter can only approximate it."
             raise SettingsError(wrong, met=f"{name} changes in full by {self.merge.method.name}", mend=mend)
+
+    def _cut(self, fitting: Fitting, name: str, delta: Tensor) -> dict[str, Tensor]:
+        """What `restore` takes up; only a word of it where nothing changes."""
+        fitting.cut(name, delta)
+        return fitting.kept(name) if name in fitting.factors else {"told": torch.zeros(2)}
 
     def sources(self) -> list[dict[str, Any]]:
         """The adapters by their content."""

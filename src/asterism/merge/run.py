@@ -107,7 +107,7 @@ class Merge:
         """Write the whole checkpoint; returns what `merge.json` beside it says. See `merge_recipe`."""
         check_apart(out, (self.donor, *self.models))
         layout = laid_out({piece.name: (piece.shape, piece.dtype) for piece in self.pieces}, shard_bytes)
-        origin = digest_of(self.recipe.digest, self.seed, device, shard_bytes, [_stamp(model) for model in (self.donor, *self.models)])
+        origin = digest_of(self.recipe.digest, self.seed, device, shard_bytes, [stamp(model) for model in (self.donor, *self.models)])
         with writing(vacant(out, RECORD, "merge"), layout, origin) as output:
             notes = dict(output.done)
             for job, tensor, note in self.tensors(device, output.done):
@@ -227,7 +227,7 @@ def _words(recipe: Recipe, donor: Opened, models: Sequence[Opened]) -> Words | N
     return None
 
 
-def _stamp(model: Opened) -> list[Any]:
+def stamp(model: Opened) -> list[Any]:
     """What tells whether a model's files are still those of an interrupted run."""
     folders = [model.folder, *([model.lora] if model.lora else [])]
     files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
