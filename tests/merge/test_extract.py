@@ -276,10 +276,13 @@ def test_a_killed_extraction_goes_on(places, tmp_path, monkeypatch):
     assert set(run(3)) == {first[1], *second}  # what changed meanwhile is cut again
 
 
-def test_a_place_that_another_process_writes_is_left_alone(places, tmp_path):
+def test_files_of_a_user_and_of_another_process_are_left_alone(places, tmp_path):
     folder, out = places("gpt2"), tmp_path / "out"
     with alone(out), pytest.raises(StorageError, match="Another process is writing there"):
         extract(folder / "base", folder / "mlp", out, rank=1)
     assert list(tmp_path.iterdir()) == []
     for _ in range(2):  # an earlier extraction alone is replaced
+        extract(folder / "base", folder / "mlp", out, rank=1)
+    (out / "notes.md").write_text("mine")
+    with pytest.raises(StorageError, match=r"the extraction there did not write.\n  met:  .*out: notes.md"):
         extract(folder / "base", folder / "mlp", out, rank=1)

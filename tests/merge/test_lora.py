@@ -400,9 +400,12 @@ def test_a_killed_merge_of_adapters_goes_on(places, tmp_path, monkeypatch):
             assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_a_place_that_another_process_writes_is_left_alone(places, tmp_path):
+def test_files_of_a_user_and_of_another_process_are_left_alone(places, tmp_path):
     content, out = recipe(places("gpt2"), "task_arithmetic", parameters={"weight": 1.0}), tmp_path / "out"
     with alone(out), pytest.raises(StorageError, match="Another process is writing there"):
         merge_adapters(content, out)
     assert list(tmp_path.iterdir()) == []
     merge_adapters(content, out)
+    (out / "notes.md").write_text("mine")
+    with pytest.raises(StorageError, match=r"the merge there did not write.\n  met:  .*out: notes.md"):
+        merge_adapters(content, out)

@@ -491,6 +491,19 @@ def test_a_base_without_a_tokenizer_takes_the_one_that_the_others_share(places, 
     assert "im_start" in (tmp_path / "out" / "chat_template.jinja").read_text()
 
 
+@pytest.mark.parametrize("shard_bytes", [files.SHARD_BYTES, 20_000])
+def test_files_that_a_user_put_beside_a_merge_are_not_lost(places, tmp_path, shard_bytes):
+    content, out = recipe(places("qwen2"), "linear", base=False, each={"weight": 1.0}), tmp_path / "out"
+    told = merge_recipe(content, out, shard_bytes=shard_bytes)
+    assert told["files"] == sorted(path.name for path in out.iterdir())
+    merge_recipe(content, out, seed=7)  # an earlier merge alone is replaced
+    (out / "notes.md").write_text("mine")
+    (out / "scores").mkdir()
+    with pytest.raises(StorageError, match=r"that the merge there did not write.\n  met:  .*out: notes.md, scores\n  mend: move them"):
+        merge_recipe(content, out)
+    assert (out / "notes.md").read_text() == "mine"
+
+
 def test_no_merge_takes_the_place_of_what_it_is_made_of(places, tmp_path):
     folder, out = places("qwen2"), tmp_path / "out"
     merge_recipe(recipe(folder, "linear", base=False, each={"weight": 1.0}), out)
@@ -501,7 +514,7 @@ def test_no_merge_takes_the_place_of_what_it_is_made_of(places, tmp_path):
         with pytest.raises(StorageError, match=r"made of.\n  met:  .*, where .*(out|link) lies\n  mend: choose another folder"):
             merge_recipe(recipe(folder, "linear", base=False, models=models, each={"weight": 1.0}), place)
     inner = shutil.copytree(folder / B, out / "inner")
-    with pytest.raises(StorageError, match="made of"):
+    with pytest.raises(StorageError, match="did not write"):
         merge_recipe(recipe(folder, "linear", base=False, models=[str(inner)], each={"weight": 1.0}), out)
     shutil.rmtree(inner)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

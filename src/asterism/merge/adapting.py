@@ -12,6 +12,7 @@ import yaml
 
 from asterism.core.errors import UnknownName
 from asterism.core.storage import replacing, write_json
+from asterism.merge.places import listed
 from asterism.merge.references import Origin
 from asterism.models.anatomy import Anatomy, anatomy_of, skeleton
 from asterism.models.fitting import AdapterReport, Fitting
@@ -69,8 +70,8 @@ def save(
     """Write the adapter, `record` (a JSON file) and a model card (see `card`) as one folder, whole or not at all."""
     with replacing(out) as temporary:
         fitting.write(temporary, ground.name, ground.origin.revision)
-        write_json(temporary / record, told)
         (temporary / "README.md").write_text(card(out.name, ground, fitting.report, story, content, recipe), "utf-8")
+        write_json(temporary / record, listed(told, [record, *(path.name for path in temporary.iterdir())]))
 
 
 def card(name: str, ground: Ground, report: AdapterReport, story: str, content: Mapping[str, str], recipe: Any = None) -> str:

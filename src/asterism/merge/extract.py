@@ -13,9 +13,10 @@ from asterism.core.errors import SettingsError, UnsupportedError
 from asterism.core.gram import accumulator, gram
 from asterism.core.parts import passing_parts
 from asterism.core.progress import track
-from asterism.core.storage import alone, digest_of, vacant
+from asterism.core.storage import alone, digest_of
 from asterism.merge.adapting import Ground, largest, save, told_of
 from asterism.merge.findings import content_digest, model_digest
+from asterism.merge.places import place_for
 from asterism.merge.references import Origin, Reference
 from asterism.merge.sources import Opened, check_apart, open_model
 from asterism.models.fitting import AdapterReport, Fitting
@@ -48,7 +49,7 @@ def extract(
     if (rank is None) == (energy is None):
         met = "neither" if rank is None else "both"
         raise SettingsError("An extraction takes a rank, or a share of the energy.", met=met, mend="rank 16, or energy 0.9")
-    out = vacant(out, RECORD, "extraction")
+    out = place_for(out, RECORD, "extraction")
     ours, theirs = (open_model(_reference(model)) for model in (base, specialist))
     check_apart(out, (ours, theirs))
     ground = _alike(ours, theirs)

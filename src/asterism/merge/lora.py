@@ -13,12 +13,13 @@ from asterism.core.errors import MismatchError, SettingsError, UnsupportedError
 from asterism.core.lowrank import Factors, products
 from asterism.core.parts import Parts, passing_parts
 from asterism.core.progress import track
-from asterism.core.storage import alone, digest_of, vacant
+from asterism.core.storage import alone, digest_of
 from asterism.merge.adapting import Ground, save, told_of
 from asterism.merge.card import RECORD, record
 from asterism.merge.findings import content_digest, model_digest
 from asterism.merge.methods.families import Combination
 from asterism.merge.methods.method import arguments_for
+from asterism.merge.places import place_for
 from asterism.merge.recipe import Recipe
 from asterism.merge.run import Job, Merge, stamp
 from asterism.merge.sources import check_apart
@@ -41,7 +42,7 @@ def merge_adapters(
     hold), StorageError when `out` holds something other than an earlier merge, and whatever `merge_recipe` raises.
     """
     recipe = Recipe.given(recipe)
-    out = vacant(out, RECORD, "merge")
+    out = place_for(out, RECORD, "merge")
     _check_holdable(recipe)
     asked = recipe.out_dtype or recipe.dtype
     work = _Adapters(recipe, seed, device)

@@ -16,13 +16,14 @@ from asterism.core.errors import DataError
 from asterism.core.gram import not_finite
 from asterism.core.progress import counting
 from asterism.core.sifting import finite
-from asterism.core.storage import digest_of, vacant
+from asterism.core.storage import digest_of
 from asterism.merge import beside
 from asterism.merge.card import RECORD, record, write_card
 from asterism.merge.files import SHARD_BYTES, laid_out, writing
 from asterism.merge.findings import content_digest, distances, summary
 from asterism.merge.methods import method as named
 from asterism.merge.methods.method import Method
+from asterism.merge.places import listed, place_for
 from asterism.merge.plan import Piece, plan
 from asterism.merge.recipe import Recipe
 from asterism.merge.sources import Opened, check_alike, check_apart, open_model
@@ -107,17 +108,25 @@ class Merge:
         """Write the whole checkpoint; returns what `merge.json` beside it says. See `merge_recipe`."""
         check_apart(out, (self.donor, *self.models))
         layout = laid_out({piece.name: (piece.shape, piece.dtype) for piece in self.pieces}, shard_bytes)
-        origin = digest_of(self.recipe.digest, self.seed, device, shard_bytes, [stamp(model) for model in (self.donor, *self.models)])
-        with writing(vacant(out, RECORD, "merge"), layout, origin) as output:
+        with writing(place_for(out, RECORD, "merge"), layout, self._origin(device, shard_bytes)) as output:
             notes = dict(output.done)
             for job, tensor, note in self.tensors(device, output.done):
                 notes[job.piece.name] = note
                 output.write(job.piece.name, tensor, note)
             self._write_beside(output.folder)
-            found = summary([notes[piece.name] for piece in self.pieces], self.pieces, self.models)
-            told = record(self.recipe, self.method, self.models, self.seed, found)
+            told = self._told(summary([notes[piece.name] for piece in self.pieces], self.pieces, self.models))
+            index = ["model.safetensors.index.json"] if layout.index else []
+            names = {RECORD, "README.md", *index, *(path.name for path in output.folder.iterdir() if not path.name.startswith("."))}
+            told = listed(told, names)
             write_card(output.folder, Path(out).name, told)
         return told
+
+    def _origin(self, device: str, shard_bytes: int) -> str:
+        """What an interrupted run has in common with one that may go on with what it left."""
+        return digest_of(self.recipe.digest, self.seed, device, shard_bytes, [stamp(model) for model in (self.donor, *self.models)])
+
+    def _told(self, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return record(self.recipe, self.method, self.models, self.seed, found)
 
     def _write_beside(self, folder: Path) -> None:
         beside.write_config(folder, self.config, self.donor)
@@ -138,7 +147,7 @@ def merge_recipe(
     where it stopped. Raises what is wrong with recipe, models or place before anything is written; DataError for NaN and Inf.
     """
     recipe = Recipe.given(recipe)
-    vacant(out, RECORD, "merge")  # told before models are fetched
+    place_for(out, RECORD, "merge")  # told before models are fetched
     return Merge(recipe, seed).write(out, device=device, shard_bytes=shard_bytes)
 
 
