@@ -11,6 +11,7 @@ from typing import Any
 from asterism.core.errors import MismatchError, SettingsError, StorageError, UnknownName
 from asterism.core.storage import read_json, write_json
 from asterism.merge.chat import TEMPLATES, check_template
+from asterism.merge.code import code_of
 from asterism.merge.parts import is_head, is_vocabulary, parts_of
 from asterism.merge.plan import Piece
 from asterism.merge.recipe import Recipe
@@ -65,11 +66,12 @@ def chat_template(recipe: Recipe, models: Sequence[Opened]) -> str | None:
     return TEMPLATES[asked]
 
 
-def write_config(folder: Path, config: Mapping[str, Any], donor: Opened) -> None:
-    """config.json, and the donor's generation_config.json where it has one."""
-    write_json(folder / "config.json", config)
+def write_config(folder: Path, config: Mapping[str, Any], donor: Opened) -> Mapping[str, Any]:
+    """config.json with the code that it names, and the donor's generation_config.json; what of its auto_map is left out."""
+    missing = _write_with_code(folder / "config.json", config, donor.folder)
     if (donor.folder / "generation_config.json").is_file():
         shutil.copyfile(donor.folder / "generation_config.json", folder / "generation_config.json")
+    return missing
 
 
 def tokenizer_at(donor: Opened, models: Iterable[Opened]) -> Path:
@@ -78,10 +80,13 @@ def tokenizer_at(donor: Opened, models: Iterable[Opened]) -> Path:
     return next((model.folder for model in (donor, *by_name) if _tokenizer_files(model.folder)), donor.folder)
 
 
-def copy_tokenizer(folder: Path, origin: Path) -> None:
-    """The tokenizer of another folder as it is."""
+def copy_tokenizer(folder: Path, origin: Path) -> Mapping[str, Any]:
+    """The tokenizer of another folder as it is, with its code; the entries of its auto_map whose code is missing."""
     for path in _tokenizer_files(origin):
         shutil.copyfile(path, folder / path.name)
+    config = folder / "tokenizer_config.json"
+    content = read_json(config) if config.is_file() else {}
+    return _write_with_code(config, content, origin) if "auto_map" in content else {}
 
 
 def set_template(folder: Path, template: str) -> None:
@@ -102,6 +107,16 @@ def tokenizer_config(folder: Path) -> Path:
         mend = "save a tokenizer there with tokenizer.save_pretrained, or drop chat_template"
         raise SettingsError("A chat template needs a tokenizer.", met=f"{folder} holds no {config.name}", mend=mend)
     return config
+
+
+def _write_with_code(path: Path, content: Mapping[str, Any], origin: Path) -> Mapping[str, Any]:
+    """A config whose auto_map names what is there, the modules beside it; the entries that are left out."""
+    code = code_of(content.get("auto_map"), origin)
+    plain = {name: value for name, value in content.items() if name != "auto_map"}
+    write_json(path, plain | ({"auto_map": code.auto_map} if code.auto_map else {}))
+    for file in code.files:
+        shutil.copyfile(file, path.parent / file.name)
+    return code.missing
 
 
 def _unlike(

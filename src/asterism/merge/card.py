@@ -54,13 +54,21 @@ def card(name: str, told: Mapping[str, Any]) -> str:
         far = "" if source["distance"] is None else f"{source['distance']:.2%}"
         lines.append(f"| {who} | {source['tensors']} | `{source['digest'][:16]}` | {far} |")
     recipe = yaml.safe_dump(told["recipe"], sort_keys=False, allow_unicode=True).strip()
+    lines += ["", *_without_code(told)]
     lines += [
-        "", "Distance: |merge - model| / |model|, over all tensors of equal shape, estimated on 16,384 entries of each.",
+        "Distance: |merge - model| / |model|, over all tensors of equal shape, estimated on 16,384 entries of each.",
         "Content: a digest of the tensors that went in, whatever files they lie in.", "",
         "## Recipe", "", "```yaml", recipe, "```", "", "Run it again with `asterism merge recipe.yaml OUT` "
         f"(`--seed {told['seed']}`): the same models give the same bytes.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _without_code(told: Mapping[str, Any]) -> list[str]:
+    """A paragraph on what the configs of the models name and no folder holds."""
+    if not (missing := told.get("missing_code")):
+        return []
+    return [f"Its configs no longer name code for {', '.join(missing)} (`auto_map`): the modules did not lie beside the model.", ""]
 
 
 def _is_here(model: Opened) -> bool:

@@ -113,8 +113,8 @@ class Merge:
             for job, tensor, note in self.tensors(device, output.done):
                 notes[job.piece.name] = note
                 output.write(job.piece.name, tensor, note)
-            self._write_beside(output.folder)
-            told = self._told(summary([notes[piece.name] for piece in self.pieces], self.pieces, self.models))
+            missing = self._write_beside(output.folder)
+            told = self._told(summary([notes[piece.name] for piece in self.pieces], self.pieces, self.models)) | {"missing_code": missing}
             index = ["model.safetensors.index.json"] if layout.index else []
             names = {RECORD, "README.md", *index, *(path.name for path in output.folder.iterdir() if not path.name.startswith("."))}
             told = listed(told, names)
@@ -128,14 +128,16 @@ class Merge:
     def _told(self, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return record(self.recipe, self.method, self.models, self.seed, found)
 
-    def _write_beside(self, folder: Path) -> None:
-        beside.write_config(folder, self.config, self.donor)
+    def _write_beside(self, folder: Path) -> list[str]:
+        """Everything but the weights; what the output's `auto_map` loses, for its code lies nowhere."""
+        missing = dict(beside.write_config(folder, self.config, self.donor))
         if self.words:
             self.words.save(folder)
         else:
-            beside.copy_tokenizer(folder, self._tokenizer)
+            missing |= beside.copy_tokenizer(folder, self._tokenizer)
         if self.template:
             beside.set_template(folder, self.template)
+        return sorted(missing)
 
 
 def merge_recipe(
