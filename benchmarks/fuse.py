@@ -3,11 +3,11 @@
     python benchmarks/fuse.py [--quick] [--rounds N]
 
 Target: Llama shape of 71 M parameters (hidden 512, 12 blocks, 32,000 tokens) with a LoRA of rank 8 on every linear module; sources:
-adapters of rank 8 and 4 on a GPT-2 shape (768, 12 blocks) and a Qwen2 shape (896, 24 blocks), of which there are configs alone. A step is the
-paper's: 8 micro-batches of one text, here of 256 tokens, then clipping and AdamW. The nets are those of the default settings for a target of this
-size (block 512, width 128: the paper's 4096 and 1024 at its hidden size of 4096). Memory is the largest anonymous resident memory of a
-process that makes the model and takes two steps. Then the same fusion with sources of twice the blocks and vocabulary, and of twice the
-width, where the sources' adapters themselves are twice as large. Random weights; speed does not depend on them.
+adapters of rank 8 and 4 on a GPT-2 shape (768, 12 blocks) and a Qwen2 shape (896, 24 blocks), of which there are configs alone. A step is
+the paper's: 8 micro-batches of one text, here of 256 tokens, then clipping and AdamW. The nets are those of the default settings for a
+target of this size (block 512, width 128: the paper's 4096 and 1024 at its hidden size of 4096). Memory is the largest anonymous resident
+memory of a process that makes the model and takes two steps. Then the same fusion with sources of twice the blocks and vocabulary, and of
+twice the width, where the sources' adapters themselves are twice as large. Random weights; speed does not depend on them.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from asterism.core.errors import MismatchError
-from asterism.fuse.regulariser import from_rectified_normal, sliced_wasserstein, unit_directions
+from asterism.fuse.regulariser import from_rectified_normal, matched, sliced_wasserstein, unit_directions
 from tests.fuse import oracles
 
 
@@ -54,3 +54,15 @@ def test_it_has_a_gradient():
 def test_samples_of_unequal_size_are_refused():
     with pytest.raises(MismatchError, match="of one size"):
         sliced_wasserstein(torch.ones(3, 2), torch.ones(4, 2), torch.eye(2))
+
+
+def test_the_gradient_is_that_of_sorting_and_both_ways_of_matching_agree():
+    one = torch.randn(9, 4, generator=generator(1), dtype=torch.float64, requires_grad=True)
+    other, directions = torch.randn(9, 4, generator=generator(2), dtype=torch.float64), unit_directions(4, 6, generator(3)).double()
+    (got,) = torch.autograd.grad(sliced_wasserstein(one, other, directions), one)
+    plain = ((one @ directions).sort(dim=0).values - (other @ directions).sort(dim=0).values).square().mean()
+    torch.testing.assert_close(got, torch.autograd.grad(plain, one)[0])
+    values, others = (directions.T @ each.detach().T for each in (one, other))
+    by_torch = torch.empty_like(others).scatter_(1, values.argsort(dim=1), others.sort(dim=1).values)
+    assert torch.equal(matched(values, others), by_torch)
+    assert torch.equal(by_torch.sort(dim=1).values, others.sort(dim=1).values)

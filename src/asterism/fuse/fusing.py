@@ -114,7 +114,7 @@ class FusedForTraining(nn.Module):
 
 
 def _places(model: nn.Module, predictor: Predictor, adapter: str) -> tuple[dict[str, str], dict[str, torch.dtype]]:
-    """Parameter -> the name of its B in the model, and the dtype of each factor there; refuses other factors than the predictor starts from."""
+    """Parameter -> its B's name in the model, and each factor's dtype there; refuses other factors than the predictor starts from."""
     found = dict(model.named_parameters())
     ups: dict[str, str] = {}
     dtypes: dict[str, torch.dtype] = {}
