@@ -215,3 +215,46 @@ def test_merges_are_tuned_and_evaluated_beside_everything_else(asterism, library
     refused(asterism("evaluate", library, "--data", data, "--merges", "tise", *few[:2]), "merge method with a grid", "did you mean 'ties'?")
     refused(asterism("evaluate", library, "--data", data, "--merges", "slerp"), "slerp merges 2 models")  # before texts are asked for
     refused(asterism("evaluate", library, "--data", data, "--merges", "ram"), "to tune merges on")
+
+
+def test_a_library_is_merged_by_a_method(asterism, library, data, tmp_path):
+    out = tmp_path / "merged"
+    ran = asterism(
+        "merge", library, out, "--method", "ties", "--parameter", "density=0.4", "--parameter", "lambda=0.5", "--json", "--quiet"
+    )
+    assert ran.code == 0, ran.err
+    assert ran.answer["recipe"]["parameters"] == {"weight": 1.0, "density": 0.4, "lambda": 0.5}
+    weight = "weight={medical: 1, legal: 0.5, code: 0, science: 0}"
+    told = asterism("merge", library, out, "--method", "linear", "--parameter", weight, "--json", "--quiet").answer
+    assert [entry["parameters"]["weight"] for entry in told["recipe"]["models"]] == [1, 0.5, 0, 0]
+    refused(asterism("merge", library, out, "--method", "fisher"), "There are no Fisher values yet", "by giving texts")
+    for asked in (("--data", data), ("--parameter", "floor=1e-3")):  # the second time from what was measured
+        ran = asterism("merge", library, out, "--method", "fisher", *asked, "--json", "--quiet")
+        assert ran.code == 0, ran.err
+        assert ran.answer["method"]["title"] == "Fisher-weighted average"
+    assert read_json(out / "merge.json")["parameters"] == {"floor": 0.001}
+    few = ("--method", "greedy_soup", "--data", data)
+    refused(asterism("merge", library, out, *few), "No held-out text is left")  # an evaluation would test on all of these few
+    ran = asterism("merge", library, tmp_path / "emr", "--method", "emr", "--quiet")
+    assert "parts for medical, legal, code, science" in ran.out
+    assert "Emr.load(library" in ran.out
+
+
+def test_what_is_of_a_library_alone_is_told(asterism, models, library, out, data):
+    recipe = models / "recipe.yaml"
+    for given, told in (
+        ((recipe, out, "--method", "ties"), "A recipe names its own method."),
+        ((recipe, out, "--parameter", "density=0.2"), "--parameter is of --method."),
+        ((recipe, out, "--data", data), "--data is of --method."),
+        ((library, out), "A library is merged by a method."),
+        ((library, out, "--method", "tise"), "did you mean 'ties'?"),
+        ((library, out, "--method", "ties", "--data", data), "ties reads no texts"),
+        ((library, out, "--method", "ties", "--parameter", "density"), "NAME=VALUE"),
+        ((library, out, "--method", "ties", "--parameter", "density=[1"), "NAME=VALUE"),
+        ((library, out, "--method", "adamerging", "--parameter", "seed=1"), "--seed 1"),
+        ((library, out, "--method", "fisher", "--as", "adapter"), "asterism extract-lora"),
+        ((library, out, "--method", "emr", "--push", "you/emr"), "leave --push out"),
+        ((models / "nothing", out, "--method", "ties"), "no library here"),
+    ):
+        refused(asterism("merge", *given), told)
+    assert list(out.parent.iterdir()) == []

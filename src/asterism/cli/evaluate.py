@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from asterism.cli.merge import TEXTS
 from asterism.cli.options import LIBRARY, Given, command
 from asterism.cli.places import named, open_both
 from asterism.evaluate.settings import EvaluationSettings
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from asterism.evaluate.merges import Merged
     from asterism.models.library import Library
 
-TEXTS = 200
-"""Training texts of each domain that merges by data read."""
 PROTOCOLS = {"whole": ("whole",), "continuation": ("continuation",), "both": ("whole", "continuation")}
 
 

@@ -13,7 +13,7 @@ from asterism.cli.options import Given, command
 @command(omit=("dtype", "seed"))
 def app(
     specialist: Annotated[str, typer.Argument(help="The tuned model: a folder, or a Hub id such as org/name or org/name@revision.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; an earlier extraction that lies there is replaced whole.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; an earlier extraction that lies there alone is replaced whole.")],
     base: Annotated[str, typer.Option(help="The model that it was tuned from; the adapter is put on it.", show_default=False)],
     rank: Annotated[int | None, typer.Option(min=1, help="The most that every matrix gets.", show_default=False)] = None,
     energy: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from asterism.core.storage import digest_of
 from asterism.evaluate.candidates import OneModel
 from asterism.evaluate.passes import score_static
 from asterism.evaluate.settings import Protocol
+from asterism.merge.by_name import EMR, OTHERS, SOUP
 from asterism.merge.emr import Emr
 from asterism.merge.learned import LearnedMethod, Texts, learned_merge
 from asterism.merge.library import merge
@@ -22,9 +23,8 @@ from asterism.models.batching import Batch
 from asterism.models.library import Library
 from asterism.models.types import PreTrainedModel
 
-BY_DATA: dict[LearnedMethod, str] = {"fisher": "Fisher-weighted average", "regmean": "RegMean", "adamerging": "AdaMerging"}
+BY_DATA: dict[LearnedMethod, str] = {name: OTHERS[name][0] for name in get_args(LearnedMethod)}
 """Method that reads texts of each domain -> its title."""
-SOUP, EMR = "greedy_soup", "emr"
 
 
 class Merged(typing.Protocol):

@@ -88,6 +88,14 @@ def draw_general(corpus: Corpus, settings: EvaluationSettings) -> list[Probe]:
     return random.Random(f"{settings.seed}:{GENERAL}").sample(members, min(settings.single_per_domain, len(members)))
 
 
+def by_group(probes: Sequence[Probe]) -> dict[str, list[str]]:
+    """Group -> the texts of its probes."""
+    groups: dict[str, list[str]] = {}
+    for probe in probes:
+        groups.setdefault(probe.group, []).append(probe.text)
+    return groups
+
+
 def check_unseen(probes: Sequence[Probe], calibration: Calibration) -> None:
     """DataError naming the first probe that the numbers of the index were fitted on."""
     seen = set(calibration.probes)

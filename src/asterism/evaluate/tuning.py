@@ -14,7 +14,7 @@ from asterism.core.progress import track
 from asterism.core.storage import digest_of
 from asterism.evaluate.calibrate import mean_loss
 from asterism.evaluate.merges import BY_DATA, EMR, SOUP, ByData, ByRecipe, Merged, PerTask, Soup, losses
-from asterism.evaluate.probes import tokens_of
+from asterism.evaluate.probes import by_group, tokens_of
 from asterism.evaluate.settings import EvaluationSettings
 from asterism.merge.learned import Texts
 from asterism.merge.methods import METHODS
@@ -50,9 +50,9 @@ GRIDS: dict[str, dict[str, tuple[float | bool, ...]]] = {
     EMR: {},
 }
 """Method -> parameter -> values tried, every combination of them, each one pass over the validation probes: the values of the papers and of
-their usual comparisons, and further where a first grid, over four specialists, had its optimum at its end: smaller factors, fewer random drops.
-Only the highest density of the methods that drop at random won there, so few lower ones are tried. The uniform soup and task arithmetic are
-candidates of every evaluation; passthrough merges nothing."""
+their usual comparisons, and further where a first grid, over four specialists, had its optimum at its end: smaller factors, fewer random
+drops. Of the methods that drop at random only the highest density won there, so few lower ones are tried. The uniform soup and task
+arithmetic are candidates of every evaluation; passthrough merges nothing."""
 
 
 def possible(library: Library, methods: Iterable[str] = ("all",)) -> list[str]:
@@ -108,7 +108,7 @@ def tuned(
         if name == EMR:
             return PerTask()
         if name == SOUP:
-            soup = greedy_soup(library, _by_group(probes), max_length=settings.max_length)
+            soup = greedy_soup(library, by_group(probes), max_length=settings.max_length)
             return Soup(soup.names, soup.loss)
         least, place = min(each for each in scored if tried[each[1]].name == name)
         return replace(tried[place], validation_loss=least)
@@ -127,13 +127,6 @@ def grid(method: str, texts: Texts | None = None) -> Iterator[ByRecipe | ByData]
     for chosen in product(*values.values()):
         parameters = dict(zip(values, chosen, strict=True))
         yield ByData(method, parameters, texts=texts) if method in BY_DATA else ByRecipe(method, parameters)
-
-
-def _by_group(probes: Sequence[Probe]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for probe in probes:
-        groups.setdefault(probe.group, []).append(probe.text)
-    return groups
 
 
 def _fits(name: str, library: Library) -> bool:

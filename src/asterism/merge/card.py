@@ -53,15 +53,32 @@ def card(name: str, told: Mapping[str, Any]) -> str:
         who = source["model"] + (" (base)" if source["model"] == told["base"] else "")
         far = "" if source["distance"] is None else f"{source['distance']:.2%}"
         lines.append(f"| {who} | {source['tensors']} | `{source['digest'][:16]}` | {far} |")
-    recipe = yaml.safe_dump(told["recipe"], sort_keys=False, allow_unicode=True).strip()
     lines += ["", *_without_code(told)]
     lines += [
         "Distance: |merge - model| / |model|, over all tensors of equal shape, estimated on 16,384 entries of each.",
         "Content: a digest of the tensors that went in, whatever files they lie in.", "",
-        "## Recipe", "", "```yaml", recipe, "```", "", "Run it again with `asterism merge recipe.yaml OUT` "
-        f"(`--seed {told['seed']}`): the same models give the same bytes.", "",
     ]  # fmt: skip
-    return "\n".join(lines)
+    return "\n".join([*lines, *_how(told)])
+
+
+def _how(told: Mapping[str, Any]) -> list[str]:
+    """What was asked for, and how to ask for it again."""
+    lines = []
+    if "library" in told:
+        asked = {"method": told["method"]["name"], "parameters": told["parameters"]}
+        texts = {name: own["number"] for name, own in (told["texts"] or {}).items()}
+        asked |= {"texts": texts or "those that the library has kept the findings of"}
+        asked |= {"soup": told["soup"]["names"]} if "soup" in told else {}
+        again = f"asterism merge LIBRARY OUT --method {told['method']['name']} ..."
+        lines = ["## Method", "", "```yaml", _yaml(asked), "```", "", f"Run it again with `{again}` (`--seed {told['seed']}`).", ""]
+    if told["recipe"] is not None:
+        lines += ["## Recipe", "", "```yaml", _yaml(told["recipe"]), "```", "", "Run it again with `asterism merge recipe.yaml OUT` "
+                  f"(`--seed {told['seed']}`): the same models give the same bytes.", ""]  # fmt: skip
+    return lines
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
 
 
 def _without_code(told: Mapping[str, Any]) -> list[str]:

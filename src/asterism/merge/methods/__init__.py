@@ -43,10 +43,14 @@ _ALL: tuple[Method, ...] = (
 METHODS: dict[str, Method] = {each.name: each for each in _ALL}
 
 
+_COMMAND = "`asterism merge LIBRARY OUT --method {name}`"
 _ELSEWHERE = {
-    **dict.fromkeys(("fisher", "regmean", "adamerging"), "it reads texts: asterism.merge.learned.learned_merge(library, {name!r}, texts)"),
-    "greedy_soup": "it reads texts: asterism.merge.soup.greedy_soup(library, texts)",
-    "emr": "it makes a model of each specialist: asterism.merge.emr.Emr.build(library)",
+    **dict.fromkeys(
+        ("fisher", "regmean", "adamerging"),
+        f"it reads texts: {_COMMAND}, or asterism.merge.learned.learned_merge(library, {{name!r}}, texts)",
+    ),
+    "greedy_soup": f"it reads texts: {_COMMAND}, or asterism.merge.soup.greedy_soup(library, texts)",
+    "emr": f"it makes a model of each specialist: {_COMMAND}, or asterism.merge.emr.Emr.build(library)",
 }
 """Merges that no recipe can ask for -> where they are."""
 
