@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from asterism.core.words import counted, span
+
 if TYPE_CHECKING:
     from asterism.models.fitting import AdapterReport
 
@@ -109,11 +111,11 @@ def diagnosis_tables(found: Mapping[str, Any]) -> None:
 def comparison_tables(found: Mapping[str, Any]) -> None:
     """A router's loss, what it gains over each rival, and its load."""
     own = found["router_loss"]
-    rows = [["router", f"{own['loss']:.3f}", f"{own['low']:.3f} to {own['high']:.3f}", "", ""]]
+    rows = [["router", f"{own['loss']:.3f}", span(own["low"], own["high"]), "", ""]]
     for rival in found["rivals"]:
-        gain = f"{rival['gain']:+.3f} ({rival['gain_low']:+.3f} to {rival['gain_high']:+.3f})"
-        rows.append([rival["name"], f"{rival['loss']:.3f}", f"{rival['low']:.3f} to {rival['high']:.3f}", gain, f"{rival['rate']:.0%}"])
-    title = f"Losses on {found['texts']} texts, nats a token"
+        gain = f"{rival['gain']:+.3f} ({span(rival['gain_low'], rival['gain_high'], '+.3f')})"
+        rows.append([rival["name"], f"{rival['loss']:.3f}", span(rival["low"], rival["high"]), gain, f"{rival['rate']:.0%}"])
+    title = f"Losses on {counted(found['texts'], 'text')}, nats a token"
     table(title, ["model", "loss", "95 %", "the router saves (95 %)", "texts won"], rows)
     _loads(found)
 

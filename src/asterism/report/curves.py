@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from asterism.report.figures import INK, LINE, MARKERS, MUTED, SERIES, as_svg, canvas, legend, legend_columns, plain_style
 
-Point = tuple[float, float, float, float]
-"""(place, loss, low, high); low and high are the ends of a 95 % interval."""
+Point = tuple[float, float, float | None, float | None]
+"""(place, loss, low, high); low and high are the ends of a 95 % interval, none of one text."""
 DASHED = (0, (3, 2))
 
 
@@ -104,7 +104,8 @@ def _axes(names: Sequence[str]):
 def _curve(axes, points: Sequence[Point], place: int, name: str) -> None:
     xs, ys, lows, highs = zip(*points, strict=True)
     colour = SERIES[place % 6]
-    axes.fill_between(xs, lows, highs, color=colour, alpha=0.12, linewidth=0)
+    if None not in (*lows, *highs):
+        axes.fill_between(xs, lows, highs, color=colour, alpha=0.12, linewidth=0)
     axes.plot(xs, ys, color=colour, linewidth=1.4, marker=MARKERS[place % 6], markersize=4, label=name, zorder=3)
 
 

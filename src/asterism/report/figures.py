@@ -37,6 +37,8 @@ PLAIN = 14
 Figure = TypeVar("Figure", bound=Callable[..., str])
 Bar = tuple[str, float, float, float]
 """(label, value, low, high)."""
+Dot = tuple[str, float, float | None, float | None]
+"""The same; one text has no interval."""
 
 
 def plain_style(draw: Figure) -> Figure:
@@ -97,12 +99,13 @@ def win_map(rows: Sequence[str], columns: Sequence[str], rates: Sequence[Sequenc
 
 
 @plain_style
-def loss_dots(bars: Sequence[Bar], n: int, strong: Sequence[str] = ()) -> str:
+def loss_dots(bars: Sequence[Dot], n: int, strong: Sequence[str] = ()) -> str:
     """Mean losses in nats a token with bootstrap intervals, in the order given; `strong` labels are coloured."""
     figure, axes = canvas(0.2 * len(bars), left=label_room([bar[0] for bar in bars]))
     for y, (name, value, low, high) in enumerate(bars):
         colour = SERIES[list(strong).index(name) % 6] if name in strong else MUTED
-        axes.plot([low, high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt", zorder=2)
+        if low is not None and high is not None:
+            axes.plot([low, high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt", zorder=2)
         axes.plot([value], [y], marker="o", markersize=5, color=colour, zorder=3)
     axes.set(yticks=range(len(bars)), yticklabels=[bar[0] for bar in bars])
     axes.set_ylim(len(bars) - 0.4, -0.6)

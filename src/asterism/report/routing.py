@@ -7,6 +7,7 @@ from math import log2
 from pathlib import Path
 from typing import Any
 
+from asterism.core.words import counted
 from asterism.report.figures import loss_dots
 from asterism.report.findings import listed
 from asterism.report.maps import reach_map
@@ -53,9 +54,11 @@ def routing_html(found: Mapping[str, Any]) -> str:
 def _compared(found: Mapping[str, Any]) -> list[str]:
     """The router beside the best of the models that it is made of, in one sentence."""
     best = min(found["rivals"], key=lambda row: row["loss"])
-    told = f"On {found['texts']} texts the router loses {found['router_loss']['loss']:.3f} nats a token"
-    interval = f"95\u00a0% interval {figure(best['gain_low'])} to {figure(best['gain_high'])}"
+    told = f"On {counted(found['texts'], 'text')} the router loses {found['router_loss']['loss']:.3f} nats a token"
     name = "the generalist" if best["name"] == "generalist" else f"{best['name']}, the best specialist,"
+    if best["gain_low"] is None:
+        return [f"{told}, {name} alone {best['loss']:.3f}; one text decides nothing."]
+    interval = f"95\u00a0% interval {figure(best['gain_low'])} to {figure(best['gain_high'])}"
     if best["gain_low"] > 0:
         return [f"{told}, {best['gain']:.3f} less than {name} alone ({interval})."]
     if best["gain_high"] < 0:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asterism.constellation.diagnosis import CLOSE
-from asterism.core.statistics import bootstrap_mean
+from asterism.core.statistics import bootstrap_mean, mean_interval
 from asterism.route.experts import GENERALIST
 from asterism.route.interpolation import Kind, Sweep
 from asterism.route.scoring import TextLosses
@@ -39,8 +39,8 @@ class Way:
         return float(self.losses.mean())
 
     def to_dict(self, seed: int = 0) -> dict[str, Any]:
-        """JSON-able, with the 95 % bootstrap interval over texts."""
-        loss, low, high = bootstrap_mean(self.losses.numpy(), seed)
+        """JSON-able, with the 95 % bootstrap interval over texts; none of one text."""
+        loss, low, high = mean_interval(self.losses.numpy(), seed)
         return {"what": self.what, "loss": loss, "low": low, "high": high}
 
 

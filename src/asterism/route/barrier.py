@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asterism.core.errors import DataError
-from asterism.core.statistics import bootstrap_mean
+from asterism.core.statistics import mean_interval
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Barrier:
     """The highest point of the excess over the ends' straight line, in nats a token; 0 where nothing rises above it."""
 
     height: float
-    low: float
-    high: float
-    """95 % interval of the excess at that point, over texts."""
+    low: float | None
+    high: float | None
+    """95 % interval of the excess at that point, over texts; none of one text."""
     share: float
     """Where: the weight of the first model."""
     excess: tuple[float, ...]
@@ -47,5 +47,5 @@ def barrier(shares: Sequence[float], losses: Tensor, seed: int = 0) -> Barrier:
     excess = wide - (place * one + (1 - place) * zero)  # [points, n]
     means = excess.mean(dim=1)
     top = int(means.argmax())
-    height, low, high = bootstrap_mean(excess[top].numpy(), seed)
+    height, low, high = mean_interval(excess[top].numpy(), seed)
     return Barrier(height, low, high, float(shares[top]), tuple(means.tolist()))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from asterism.core.progress import track
-from asterism.core.statistics import bootstrap_mean, win_rate
+from asterism.core.statistics import mean_interval, win_rate
 from asterism.models.library import Library
 from asterism.models.routed import RoutedForCausalLM
 from asterism.models.types import PreTrainedModel
@@ -33,7 +33,7 @@ class Comparison:
     """Of the bootstrap intervals."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; every figure with its 95 % interval over texts, the router's gains paired with each rival's loss on the same text."""
+        """JSON-able; every figure with its 95 % interval over texts (none of one), gains paired with each rival's loss on the same text."""
         return {
             "texts": len(self.router),
             "router_loss": self._mean(self.router),
@@ -42,12 +42,12 @@ class Comparison:
             "blocks": [own.to_dict() for own in self.blocks],
         }
 
-    def _mean(self, losses: Tensor) -> dict[str, float]:
-        loss, low, high = bootstrap_mean(losses.numpy(), self.seed)
+    def _mean(self, losses: Tensor) -> dict[str, float | None]:
+        loss, low, high = mean_interval(losses.numpy(), self.seed)
         return {"loss": loss, "low": low, "high": high}
 
-    def _gain(self, losses: Tensor) -> dict[str, float]:
-        gain, low, high = bootstrap_mean((losses - self.router).numpy(), self.seed)
+    def _gain(self, losses: Tensor) -> dict[str, float | None]:
+        gain, low, high = mean_interval((losses - self.router).numpy(), self.seed)
         rate, rate_low, rate_high, _ = win_rate(self.router.numpy(), losses.numpy())
         return {"gain": gain, "gain_low": low, "gain_high": high, "rate": rate, "rate_low": rate_low, "rate_high": rate_high}
 

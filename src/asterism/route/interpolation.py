@@ -13,7 +13,7 @@ from asterism.core.errors import DataError, SettingsError, UnknownName
 from asterism.core.gram import gram
 from asterism.core.mixing import mix_into
 from asterism.core.progress import track
-from asterism.core.statistics import bootstrap_mean
+from asterism.core.statistics import mean_interval
 from asterism.models.library import Library
 from asterism.models.loading import build
 from asterism.models.types import PreTrainedModel
@@ -152,7 +152,7 @@ class Sweep:
         """A row a point: kind, share, mean loss in nats a token and its 95 % bootstrap interval over texts."""
         found = []
         for share, own in zip(self.shares, self.losses.whole, strict=True):
-            loss, low, high = bootstrap_mean(own.numpy(), seed)
+            loss, low, high = mean_interval(own.numpy(), seed)
             found.append({"kind": self.kind, "share": share, "loss": loss, "low": low, "high": high})
         return found
 
