@@ -62,6 +62,7 @@ def test_eval_takes_the_texts_held_out_and_refuses_those_seen(asterism, mlps, fi
     library, texts = Library.open(mlps), kept_texts(tmp_path / "router")
     model = load_router(tmp_path / "router", library)
     assert told["texts"] == len(texts) == 1
+    assert {key: told["router_loss"][key] for key in ("low", "high")} == {"low": None, "high": None}
     assert told["router_loss"]["loss"] == pytest.approx(float(read(model, library.tokenizer, texts, max_length=32)[1].mean()), abs=1e-5)
     assert [row["name"] for row in told["rivals"]] == ["generalist", "medical", "code", "legal"]
     assert "Beside the models it is made of" in page.read_text()
@@ -72,6 +73,10 @@ def test_eval_takes_the_texts_held_out_and_refuses_those_seen(asterism, mlps, fi
     assert people.code == 0, people.err
     for part in ("the router saves", "generalist", "Load of each block's gate", "entropy, bits"):
         assert part in people.out
+    one = asterism("route", "eval", mlps, tmp_path / "router", "--max-length", 32)
+    assert "Losses on 1 text, nats" in one.out
+    assert one.out.count(" – │") == 5  # the router, three models and the generalist
+    assert "one text decides nothing" in page.read_text()
 
 
 def test_a_file_without_texts_is_told_as_such(asterism, mlps, tmp_path):
@@ -100,7 +105,7 @@ def test_untrained_routers_need_no_task(asterism, mlps, data, tmp_path):
 def test_show_tells_and_draws_every_token(asterism, mlps, tmp_path):
     assert asterism("route", "train", mlps, tmp_path / "arrow", "--untrained", "arrow", "--json").code == 0
     page = tmp_path / "text.html"
-    told = asterism("route", "show", mlps, tmp_path / "arrow", TEXT, "--out", page, "--json").answer
+    told = asterism("route", "show", mlps, tmp_path / "arrow", TEXT, "--report", page, "--json").answer
     assert "".join(told["tokens"]).endswith(TEXT)
     assert all(sum(rows) == pytest.approx(1) for rows in zip(*(told["shares"][name][1] for name in told["models"]), strict=True))
     assert "Where the tokens of a text go" in page.read_text()
@@ -135,6 +140,14 @@ def test_what_is_wrong_is_told(asterism, mlps, original, file, tmp_path):
         (("train", mlps, tmp_path / "r", "--untrained", "average", "--prompts", file), "--prompts is of --untrained prompts"),
         (("train", mlps, tmp_path / "r", "--data", short, "--held-out", 0.5, *SHORT), "A held-out text has fewer than 3 tokens"),
         (("train", mlps, tmp_path / "r", "--untrained", "arrow", "--mode", "cosine"), "mode of their own"),
+        (
+            ("train", mlps, tmp_path / "r", "--untrained", "arrow", "--batch-size", 2),
+            "--batch-size is of training.\n  met:  --untrained arrow",
+        ),
+        (("train", mlps, tmp_path / "r", "--untrained", "arrow", "--held-out", 0.5), "--held-out is of training."),
+        (("train", mlps, tmp_path / "r", "--untrained", "average", "--data", file, "--domain", "code"), "--domain is of training."),
+        (("eval", mlps, tmp_path, "--report", tmp_path), "a folder lies there"),
+        (("show", mlps, tmp_path, "text", "--report", short / "page.html"), "short.jsonl cannot be written to"),
         (("eval", mlps, tmp_path), "no router here"),
         (("show", mlps, tmp_path, "text"), "no router here"),
         (("show", mlps, tmp_path, " "), "empty"),

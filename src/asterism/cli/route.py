@@ -11,6 +11,8 @@ import typer
 from asterism.cli.options import LIBRARY, Given, command, is_first_process
 from asterism.cli.places import open_library, text_of, torch_dtype
 from asterism.core.errors import SettingsError
+from asterism.core.storage import check_writable
+from asterism.core.words import counted
 from asterism.models.settings import PRESETS, TrainingSettings
 from asterism.route.settings import RouterSettings
 
@@ -32,7 +34,10 @@ def _group() -> None:
     """The MLPs of a library's models side by side in every block, weighed by gates token by token; only the gates are trained."""
 
 
-@command(RouterSettings, TrainingSettings, omit=("method", "lora_rank", "lora_alpha"), base=PRESETS["router"], group=app, name="train")
+_NOT_OF_GATES = ("method", "lora_rank", "lora_alpha", "evaluate_every", "patience")
+
+
+@command(RouterSettings, TrainingSettings, omit=_NOT_OF_GATES, base=PRESETS["router"], group=app, name="train")
 def train(
     library: LIBRARY,
     out: Annotated[Path, typer.Argument(help="Folder to write the router to.", show_default=False)],
@@ -42,8 +47,14 @@ def train(
     ] = None,
     domain: DOMAIN = None,
     held_out: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the texts that is held out and kept with the router; 0 for none.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the texts that is held out and kept with the router; 0 for none.  [default: 0.1]",
+            show_default=False,
+        ),
+    ] = None,
     experts: Annotated[str | None, typer.Option(help="Specialists to weigh, a,b,...  [default: all]", show_default=False)] = None,
     attention: Annotated[
         Literal["refuse", "generalist", "mean"],
@@ -69,13 +80,15 @@ def train(
     names = {"experts": tuple(name.strip() for name in experts.split(","))} if experts else {}
     settings = given.settings(RouterSettings).changed(**names)
     if untrained:
+        _check_untrained(untrained, given, {"domain": domain, "held_out": held_out})
         told = _untrained(library, out, data, settings, attention, untrained, prompts, given)
     elif data is None:
         raise SettingsError("A router learns from texts.", met="no --data", mend="give --data, or --untrained arrow")
     else:
         from asterism.route.texts import task_texts
 
-        told = _trained(library, out, task_texts(data, domain, held_out=held_out, seed=given.seed), settings, attention, given)
+        texts = task_texts(data, domain, held_out=0.1 if held_out is None else held_out, seed=given.seed)
+        told = _trained(library, out, texts, settings, attention, given)
     if whole and is_first_process():
         from asterism.route.build import load_router
         from asterism.route.export import export_routed
@@ -87,7 +100,7 @@ def train(
         from asterism.cli.output import line
 
         gates = f"{told['gates']:,} numbers in the gates over {', '.join(told['experts'])}"
-        line(f"{out}: {gates}" + (f"; {told['texts']} texts, {told['held_out']} held out" if "texts" in told else "; untrained"))
+        line(f"{out}: {gates}" + (f"; {counted(told['texts'], 'text')}, {told['held_out']} held out" if "texts" in told else "; untrained"))
         if "whole" in told:
             line(f"whole model: {told['whole']}")
 
@@ -112,7 +125,7 @@ def evaluate(
 
     Its loss stands beside the generalist's and each specialist's, text by text; each block's load tells how its gate spreads the tokens.
     """
-    opened, model, told = _opened(library, router, given)
+    opened, model, told = _opened(library, router, given, report)
     from asterism.route.comparison import compare
     from asterism.route.texts import check_unseen, heldout_texts, kept_texts
 
@@ -137,21 +150,21 @@ def show_text(
     library: LIBRARY,
     router: ROUTER,
     text: Annotated[str, typer.Argument(help="The text, or - for stdin.", show_default=False)],
-    out: REPORT = None,
+    report: REPORT = None,
     max_length: LENGTH = 256,
     *,
     given: Given,
 ):
     """Show where the tokens of a text go: the models' weights on each, and each block's load."""
     text = text_of(text)
-    opened, model, told = _opened(library, router, given)
+    opened, model, told = _opened(library, router, given, report)
     from asterism.route.load import load
     from asterism.route.trace import trace
 
     blocks = load(model, opened.tokenizer, [text], max_length=max_length)
     found = trace(model, opened.tokenizer, text, max_length=max_length).to_dict()
     told |= {"text": text, **found, "blocks": [own.to_dict() for own in blocks]}
-    told |= _reported(told, out)
+    told |= _reported(told, report)
 
     def show() -> None:
         from asterism.cli.output import tokens_table
@@ -204,6 +217,16 @@ def _trained(root: Path, out: Path, texts: TaskTexts, settings: RouterSettings, 
     return {**_gates(model), **numbers}
 
 
+def _check_untrained(way: str, given: Given, of_training: Mapping[str, Any]) -> None:
+    """SettingsError naming an option that only training reads."""
+    named = [name for name in given.values if name in TrainingSettings.model_fields and name not in RouterSettings.model_fields]
+    named += [name for name, value in of_training.items() if value is not None]
+    if named:
+        option = "--" + named[0].replace("_", "-")
+        mend = f"leave {option} out, or leave --untrained out to train the gates"
+        raise SettingsError(f"{option} is of training.", met=f"--untrained {way}", mend=mend)
+
+
 def _untrained(
     root: Path, out: Path, data: str | None, settings: RouterSettings, attention: Any, way: Any, prompts: Path | None, given: Given
 ) -> dict[str, Any]:
@@ -227,8 +250,10 @@ def _gates(model: RoutedForCausalLM) -> dict[str, Any]:
     return {"experts": model.config.experts, "gates": numbers, "settings": model.config.origin["settings"]}
 
 
-def _opened(root: Path, router: Path, given: Given) -> tuple[Library, RoutedForCausalLM, dict[str, Any]]:
-    """The library, the routed model, and what is told of the router."""
+def _opened(root: Path, router: Path, given: Given, report: Path | None = None) -> tuple[Library, RoutedForCausalLM, dict[str, Any]]:
+    """The library, the routed model, and what is told of the router; the page's place is looked at first."""
+    if report:
+        check_writable(report)
     from asterism.route.build import load_router
 
     library = open_library(root, given)
