@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
 from asterism.constellation.settings import SimilaritySettings
@@ -45,6 +48,41 @@ def test_people_see_tables_the_advice_and_a_page(asterism, original, data, tmp_p
         assert part in told.out
 
 
+def test_a_task_of_prompts_and_responses_is_for_both(asterism, original, tmp_path):
+    task, one, page = (tmp_path / name for name in ("task.jsonl", "one.jsonl", "page.html"))
+    rows = [
+        json.dumps({"prompt": f"Which dose is lawful in case {number}?", "response": "That of the statute."}) + "\n" for number in range(5)
+    ]
+    task.write_text("".join(rows))
+    one.write_text(rows[0])
+    found = asterism("compat", original, "medical", "legal", "--data", task, "--points", 3, "--paper", "--json").answer
+    assert found["texts"] == 5
+    assert found["losses"]["medical"]["low"] < found["losses"]["medical"]["high"]
+    settings = found["similarity"]["target"]["settings"]
+    assert (settings["estimator"], settings["unit"], settings["max_length"]) == ("biased", "text", 1024)
+    people = asterism("compat", original, "medical", "legal", "--data", one, "--points", 3, "--report", page)
+    assert people.code == 0, people.err
+    assert "Losses on 1 text, nats" in people.out
+    assert "(–), at" in people.out
+    assert "The text is halved" in page.read_text()
+
+
+def test_along_training_is_measured_where_checkpoints_were_kept(asterism, library, data, tmp_path):
+    asked = ("compat", library, "medical", "legal", "--data", data, *FEW, "--along")
+    ran = asterism(*asked)
+    assert ran.code == 2
+    assert "no checkpoints of the same step" in ran.err
+    for name in ("medical", "legal"):
+        for step in (5, 10):
+            kept = library / name / "checkpoints" / f"checkpoint-{step}"
+            shutil.copytree(library / name, kept, ignore=shutil.ignore_patterns("checkpoints"))
+    rows = asterism(*asked, "--report", tmp_path / "page.html", "--json").answer["along"]
+    assert [row["step"] for row in rows] == [5, 10]
+    assert rows[0]["losses"].keys() == {"medical", "legal"}
+    assert "Along their training" in (tmp_path / "page.html").read_text()
+    assert "Along their training" in asterism(*asked).out
+
+
 def test_what_is_wrong_is_told(asterism, original, data, tmp_path):
     for given, wrong in (
         (("medicl", "legal", "--data", data), "did you mean 'medical'"),
@@ -53,6 +91,7 @@ def test_what_is_wrong_is_told(asterism, original, data, tmp_path):
         (("legal", "code", "--data", tmp_path), "No text was found"),
         (("legal", "code"), "--data"),
         (("legal", "code", "--data", data, "--points", 2), "CompatSettings.points"),
+        (("legal", "code", "--data", data, "--report", data), "a folder lies there"),
     ):
         ran = asterism("compat", original, *given)
         assert ran.code == 2

@@ -11,6 +11,8 @@ import typer
 from asterism.cli.options import LIBRARY, Given, command
 from asterism.cli.places import open_library
 from asterism.constellation.settings import SimilaritySettings
+from asterism.core.storage import check_writable
+from asterism.core.words import counted, span
 from asterism.route.settings import CompatSettings
 
 MODEL = Annotated[str, typer.Argument(help="A specialist, or generalist.", show_default=False)]
@@ -24,11 +26,19 @@ def app(
     data: Annotated[
         list[Path],
         typer.Option(
-            help="Folder of cross.<a>-<b>, <domain>.heldout and general.train (or .heldout) files, or a file of rows with `domains`; "
-            "may be repeated."
+            help="Folder of cross.<a>-<b>, <domain>.heldout and general.train (or .heldout) files, or a file of rows with `domains`, or of "
+            "rows without, which are texts of a task for both; may be repeated."
         ),
     ],
     texts: Annotated[int, typer.Option(min=4, help="Texts drawn that need both models, and as many general ones.")] = 100,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="Compare layers as compatible specialization does: one mean a text, cut at 1024 tokens, biased CKA."),
+    ] = False,
+    along: Annotated[
+        bool,
+        typer.Option("--along", help="Also along their training: CKA, and what their mean loses, at every checkpoint that both have kept."),
+    ] = False,
     report: Annotated[Path | None, typer.Option(help="Page of HTML to write, with the layers of each model among themselves.")] = None,
     *,
     given: Given,
@@ -39,15 +49,24 @@ def app(
     loss along the path from one to the other and its barrier. Texts are the pair's cross-domain probes, or where there are none the
     held-out ones of both; general text, if the folder has some, for a second map of layers.
     """
+    if report:
+        check_writable(report)
     opened = open_library(library, given)
-    from asterism.core.corpus import read_corpus
-    from asterism.route.compat import compat, pair_texts
+    from asterism.route.along import along as measured_along
+    from asterism.route.along import kept_steps
+    from asterism.route.compat import compat, pair_corpus, pair_texts
     from asterism.route.interpolation import check_ends
 
     check_ends(opened, a, b)
-    target, general = pair_texts(read_corpus(*data), a, b, texts, given.seed)
+    if along:
+        kept_steps(opened, (a, b))  # their absence is told now
+    target, general = pair_texts(pair_corpus(data, a, b), a, b, texts, given.seed)
     settings = given.settings(CompatSettings, CompatSettings(within=report is not None))
-    found = compat(opened, a, b, target, general=general, settings=settings, comparing=given.settings(SimilaritySettings)).to_dict()
+    comparing = given.settings(SimilaritySettings, SimilaritySettings.paper() if paper else None)
+    found = compat(opened, a, b, target, general=general, settings=settings, comparing=comparing).to_dict()
+    if along:
+        how = dict(max_length=settings.max_length, seed=settings.seed)
+        found["along"] = measured_along(opened, a, b, target, general=general, comparing=comparing, **how)
     if report:
         from asterism.report.compat import write_compat
 
@@ -60,7 +79,7 @@ def _show(found: Mapping[str, Any], report: Path | None) -> None:
 
     left, right = found["left"], found["right"]
     losses = [[name, f"{own['loss']:.3f}", _interval(own)] for name, own in found["losses"].items()]
-    table(f"Losses on {found['texts']} texts, nats a token", ["model", "loss", "95 %"], losses)
+    table(f"Losses on {counted(found['texts'], 'text')}, nats a token", ["model", "loss", "95 %"], losses)
     for kind, barrier in found["barriers"].items():
         points = zip((row for row in found["paths"] if row["kind"] == kind), barrier["excess"], strict=True)
         rows = [[f"{row['share']:.0%}", f"{row['loss']:.3f}", _interval(row), f"{excess:+.3f}"] for row, excess in points]
@@ -77,11 +96,30 @@ def _show(found: Mapping[str, Any], report: Path | None) -> None:
         line(f"mean of corresponding layers: {found['similar'][name]:.3f}")
     for name, own in found["within"].items():
         _show_map(f"CKA within {name}", own)
+    if "along" in found:
+        _show_along(found)
     line(f"\nadvice: {found['advice']}\n{found['reason']}")
     for note in found["notes"]:
         line(f"note: {note}")
     if report:
         line(f"report: {report}")
+
+
+def _show_along(found: Mapping[str, Any]) -> None:
+    from asterism.cli.output import table
+
+    first = found["along"][0]
+    columns = [
+        "step",
+        *(f"CKA, {name} texts" for name in first["similar"]),
+        *(f"loss of {name}" for name in first["losses"]),
+        "of their mean",
+    ]
+    rows = []
+    for row in found["along"]:
+        losses = [f"{own['loss']:.3f}" for own in (*row["losses"].values(), row["mean"])]
+        rows.append([str(row["step"]), *(f"{own:.3f}" for own in row["similar"].values()), *losses])
+    table("Along their training", columns, rows)
 
 
 def _show_map(title: str, own: Mapping[str, Any]) -> None:
@@ -98,5 +136,5 @@ def _show_map(title: str, own: Mapping[str, Any]) -> None:
         table(title, ["block", "CKA", ""], cells)
 
 
-def _interval(own: Mapping[str, float]) -> str:
-    return f"{own['low']:.3f} to {own['high']:.3f}"
+def _interval(own: Mapping[str, Any]) -> str:
+    return span(own["low"], own["high"])

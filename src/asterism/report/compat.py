@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from asterism.report.curves import path_curves
-from asterism.report.figures import loss_dots
+from asterism.report.curves import Point, loss_by_similarity, loss_curves, path_curves
+from asterism.report.figures import Dot, loss_dots
 from asterism.report.maps import similarity_map
 from asterism.report.pages import rendered, written
 
@@ -41,10 +41,25 @@ def compat_html(found: Mapping[str, Any]) -> str:
         across={name: similarity_map(own, low=low) for name, own in found["similarity"].items()},
         within={name: similarity_map(own, low=low) for name, own in found["within"].items()},
         kinds=KINDS,
+        along=_along(found) if "along" in found else {},
     )
 
 
-def _bars(rows: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float, float, float]]:
+def _along(found: Mapping[str, Any]) -> dict[str, str]:
+    """Losses by the step of training, and the loss of the mean by how alike the two are then."""
+    rows, n = found["along"], found["texts"]
+    series: dict[str, list[Point]] = {}
+    for row in rows:
+        for name, own in (*row["losses"].items(), ("their mean", row["mean"])):
+            series.setdefault(name, []).append((row["step"], own["loss"], own["low"], own["high"]))
+    alike = {f"{name} texts": [(row["step"], row["similar"][name], row["mean"]["loss"]) for row in rows] for name in rows[0]["similar"]}
+    return {
+        "Losses by step": loss_curves(series, n, title="Losses along training"),
+        "Loss of the mean by CKA": loss_by_similarity(alike, n, title="Loss of the mean by similarity"),
+    }
+
+
+def _bars(rows: Mapping[str, Mapping[str, Any]]) -> list[Dot]:
     return [(name, own["loss"], own["low"], own["high"]) for name, own in rows.items()]
 
 
@@ -55,7 +70,7 @@ def _ways(found: Mapping[str, Any]) -> str:
 
 
 def _path(found: Mapping[str, Any]) -> str:
-    paths: dict[str, list[tuple[float, float, float, float]]] = {}
+    paths: dict[str, list[Point]] = {}
     for row in found["paths"]:
         paths.setdefault(KINDS[row["kind"]], []).append((row["share"], row["loss"], row["low"], row["high"]))
     own = found["barriers"]["lerp"]

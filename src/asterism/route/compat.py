@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -11,9 +12,9 @@ from asterism.constellation.diagnosis import CLOSE
 from asterism.constellation.settings import SimilaritySettings
 from asterism.constellation.similarity import Similarity, similarity
 from asterism.core.conflict import Conflict
-from asterism.core.corpus import GENERAL, Corpus
+from asterism.core.corpus import GENERAL, Corpus, Probe, is_corpus_file, read_corpus, read_rows, read_texts
 from asterism.core.errors import DataError
-from asterism.core.statistics import bootstrap_mean
+from asterism.core.statistics import mean_interval
 from asterism.models.library import Library
 from asterism.route.advice import Advice, Way, advise, doubts, ways_of
 from asterism.route.barrier import Barrier, barrier
@@ -51,7 +52,7 @@ class Compatibility:
     @property
     def similar(self) -> Mapping[str, float]:
         """Mean CKA of corresponding layers, of each map."""
-        return {name: _corresponding(own) for name, own in self.maps.items()}
+        return {name: corresponding(own) for name, own in self.maps.items()}
 
     @property
     def best(self) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def compat(
     barriers: dict[Kind, Barrier] = {kind: barrier(shares, own.losses.whole, settings.seed) for kind, own in sweeps.items()}
     ways = ways_of(generalist, sweeps, left, right)
     both_help = all(float((generalist.second - own.second).mean()) > CLOSE for own in ends.values())
-    similar = _corresponding(maps["target"])
+    similar = corresponding(maps["target"])
     advice, reason = advise(ways, both_help=both_help, barrier=barriers["lerp"].height, similar=similar)
     return Compatibility(
         left=left,
@@ -135,6 +136,19 @@ def compat(
     )
 
 
+def pair_corpus(places: Sequence[str | Path], left: str, right: str) -> Corpus:
+    """What `read_corpus` reads; the rows of a file whose first names no domain are texts of a task that both models are wanted for.
+
+    Such a row holds `text`, or `prompt` and `response`, as `asterism route train` reads them. Raises DataError as `read_corpus`.
+    """
+    tasks = [Path(place) for place in places if _is_task(Path(place))]
+    others = [place for place in places if Path(place) not in tasks]
+    corpus = read_corpus(*others) if others else Corpus()
+    for path in tasks:
+        corpus.cross.extend(Probe(f"{path.name}-{number}", text, (left, right)) for number, text in enumerate(read_texts(path), 1))
+    return corpus
+
+
 def pair_texts(corpus: Corpus, left: str, right: str, most: int = 100, seed: int = 42) -> tuple[list[str], list[str]]:
     """At most `most` texts that need both models, and as many general ones, drawn by `seed`.
 
@@ -151,6 +165,13 @@ def pair_texts(corpus: Corpus, left: str, right: str, most: int = 100, seed: int
     return next(drawn), next(drawn)
 
 
+def _is_task(path: Path) -> bool:
+    """Whether it is a file whose first row tells no domain, by its name or in itself."""
+    if not path.is_file() or is_corpus_file(path):
+        return False
+    return not {"domains", "domain"} & next(read_rows(path), {"domain": None}).keys()
+
+
 def _kinds(deltas: Mapping[str, Conflict], settings: CompatSettings) -> tuple[list[Kind], list[str]]:
     """The paths to measure, and what is left out for a reason."""
     kinds: list[Kind] = ["lerp", "slerp"] if settings.slerp else ["lerp"]
@@ -162,10 +183,11 @@ def _kinds(deltas: Mapping[str, Conflict], settings: CompatSettings) -> tuple[li
     return kinds, notes
 
 
-def _corresponding(layers: Similarity) -> float:
+def corresponding(layers: Similarity) -> float:
+    """Mean CKA of the layers of equal place."""
     return float(layers.map.diagonal().mean())
 
 
-def _interval(losses: TextLosses, seed: int) -> dict[str, float]:
-    loss, low, high = bootstrap_mean(losses.whole.numpy(), seed)
+def _interval(losses: TextLosses, seed: int) -> dict[str, float | None]:
+    loss, low, high = mean_interval(losses.whole.numpy(), seed)
     return {"loss": loss, "low": low, "high": high}
