@@ -192,6 +192,7 @@ def test_train_goes_on_from_a_given_model(asterism, original, data, tmp_path):
     short = ("--steps", 1, "--batch-size", 1, "--max-length", 16, "--quiet", "--device", "cpu", "--json")
     ran = asterism("train", tmp_path / "new", "generalist", "--data", data, "--from", original / "generalist", *short)
     assert ran.code == 0, ran.err
-    ran = asterism("train", tmp_path / "new", "code", "--data", data, "--method", "lora", "--lora-rank", 2, *short)
+    ran = asterism("train", tmp_path / "new", "code", "--data", data, "--preset", "target", "--method", "lora", "--lora-rank", 2, *short)
     assert ran.code == 0, ran.err
+    assert ran.answer["settings"]["learning_rate"] == 8e-5
     assert Library.open(tmp_path / "new").names == ("code",)

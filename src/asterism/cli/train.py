@@ -18,7 +18,7 @@ def app(
     library: LIBRARY,
     name: Annotated[str, typer.Argument(help="`generalist`, or the name of a specialist: its domain.", show_default=False)],
     data: Annotated[str, typer.Option(help="A JSON-lines file, a folder of <domain>.train.jsonl files, or a dataset's Hub id.")],
-    preset: Annotated[Literal["paper", "mlp"], typer.Option(help="Named settings that the options below change.")] = "paper",
+    preset: Annotated[Literal["paper", "mlp", "target"], typer.Option(help="Named settings that the options below change.")] = "paper",
     start: Annotated[str | None, typer.Option("--from", help="Folder or Hub id that the generalist starts from.")] = None,
     shape: Annotated[Literal["gpt2", "qwen2", "llama"], typer.Option(help="Architecture of a generalist from nothing.")] = "gpt2",
     hidden: Annotated[int, typer.Option(min=2, help="Its hidden size.")] = 192,
