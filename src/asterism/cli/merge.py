@@ -125,22 +125,33 @@ def _library(
     library = open_library(root, given)
     if form == "adapter":
         return _adapter(recipe_of(library, method, **parameters), out, rank, given)
-    texts = _texts(library, method == SOUP, data, given) if data else None
+    texts, note = (_held_out if method == SOUP else _training)(library, data, given) if data else (None, None)
     told = merge_library(library, method, out, texts, parameters=parameters, seed=given.seed, shard_bytes=shard_bytes)
+    told |= {"note": note} if note else {}
     return told, lambda: _show_emr(out, told) if method == EMR else _show(out, told)
 
 
-def _texts(library: Library, held_out: bool, data: Sequence[Path], given: Given) -> Texts:
-    """Training texts of each specialist's domain, or by group those held-out texts that no evaluation tests with the same seed."""
+def _training(library: Library, data: Sequence[Path], given: Given) -> tuple[Texts, None]:
+    """Training texts of each specialist's domain."""
     from asterism.core.corpus import read_corpus
 
     corpus = read_corpus(*data)
-    if not held_out:
-        return {name: corpus.train[name][:TEXTS] for name in library.names if corpus.train.get(name)}
-    from asterism.evaluate.probes import by_group, validation_probes
+    return {name: corpus.train[name][:TEXTS] for name in library.names if corpus.train.get(name)}, None
+
+
+def _held_out(library: Library, data: Sequence[Path], given: Given) -> tuple[Texts, str | None]:
+    """By group the held-out texts that no evaluation with the same seed tests; where it would test them all, all of them, and a note."""
+    from asterism.core.corpus import read_corpus
+    from asterism.core.errors import DataError
+    from asterism.evaluate.probes import by_group, draw, validation_probes
     from asterism.evaluate.settings import EvaluationSettings
 
-    return by_group(validation_probes(corpus, library.names, EvaluationSettings(seed=given.seed)))
+    corpus, settings = read_corpus(*data), EvaluationSettings(seed=given.seed)
+    everything = draw(corpus, library.names, settings.changed(single_per_domain=10**9, cross_per_pair=10**9))
+    try:
+        return by_group(validation_probes(corpus, library.names, settings)), None
+    except DataError:
+        return by_group(everything), "All held-out texts have chosen the soup, for an evaluation tests them all: score it on others."
 
 
 def _parameters(given: Sequence[str]) -> dict[str, Any]:
@@ -183,6 +194,8 @@ def _show(out: Path, told: dict[str, Any]) -> None:
     table(f"{told['method']['title']}: {out}", ("model", "tensors", "distance of the merge"), rows)
     if "soup" in told:
         line(f"in the soup: {', '.join(told['soup']['names'])}; it loses {told['soup']['loss']:.3f} nats a token")
+    if "note" in told:
+        line(f"note: {told['note']}")
 
 
 def _show_emr(out: Path, told: dict[str, Any]) -> None:
