@@ -1,0 +1,1 @@
+"""Fusing experts of different families: seven parts, and which claims hold."""
