@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from asterism.core.errors import AsterismError as AsterismError
     from asterism.evaluate.run import evaluate as evaluate
     from asterism.evaluate.settings import EvaluationSettings as EvaluationSettings
+    from asterism.fuse.build import fuse as fuse
+    from asterism.fuse.settings import FusionSettings as FusionSettings
     from asterism.merge.library import merge as merge
     from asterism.merge.run import merge_recipe as merge_recipe
     from asterism.models.library import Library as Library
@@ -46,6 +48,7 @@ _HOME = {
     "CompositionSettings": "compose.settings",
     "Constellation": "constellation.index",
     "EvaluationSettings": "evaluate.settings",
+    "FusionSettings": "fuse.settings",
     "IndexSettings": "constellation.settings",
     "Library": "models.library",
     "Mixture": "constellation.mixture",
@@ -56,6 +59,7 @@ _HOME = {
     "compose": "compose.build",
     "diagnose": "constellation.diagnosis",
     "evaluate": "evaluate.run",
+    "fuse": "fuse.build",
     "merge": "merge.library",
     "merge_recipe": "merge.run",
     "read_corpus": "core.corpus",
@@ -75,7 +79,7 @@ class _Verb(ModuleType):
 
 
 class _Door(ModuleType):
-    """Whichever way `asterism.compose`, `evaluate`, `merge` and `route` come to be loaded, they can be both entered and called."""
+    """Whichever way `asterism.compose`, `evaluate`, `fuse`, `merge` and `route` come to be loaded, they can be both entered and called."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _HOME and isinstance(value, ModuleType):

@@ -27,6 +27,7 @@ COMMANDS = {
     "compose": "Write the model that a text needs.",
     "generate": "Answer texts, each under its own mixture.",
     "merge": "Merge models into one as a recipe says.",
+    "fuse": "Carry what adapters on other backbones know into one.",
     "extract-lora": "Cut a LoRA adapter out of a model that was tuned in full.",
     "route": "Weigh experts token by token: train, tell, show a router.",
     "evaluate": "Compare the composition with its rivals on held-out probes.",

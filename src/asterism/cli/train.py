@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from asterism.cli.options import LIBRARY, Given, command, is_first_process
 from asterism.cli.places import torch_dtype
 from asterism.core.errors import SettingsError
 from asterism.models.settings import PRESETS, TrainingSettings
+
+if TYPE_CHECKING:
+    from asterism.models.examples import Example
 
 
 @command(TrainingSettings)
@@ -25,6 +28,13 @@ def app(
     blocks: Annotated[int, typer.Option(min=1, help="Its transformer blocks.")] = 6,
     vocabulary: Annotated[int, typer.Option(min=257, help="Tokens of its tokenizer.")] = 8192,
     share: Annotated[float, typer.Option(min=0, max=1, help="Part of each domain's texts in a folder that the generalist sees.")] = 0.15,
+    on_responses: Annotated[
+        bool,
+        typer.Option("--on-responses", help="Learn the responses alone, of rows with prompts (in the chat template, if there is one)."),
+    ] = False,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=1, help="With --on-responses: share of the rows by whose loss the best state is chosen; 0 for none.")
+    ] = 0.0,
     *,
     given: Given,
 ):
@@ -36,19 +46,23 @@ def app(
     settings = given.settings(TrainingSettings, TrainingSettings(**PRESETS[preset]))
     if name != "generalist" and start:
         raise SettingsError("A specialist starts from the library's generalist.", met=f"--from {start}", mend="leave --from out")
+    if held_out and not on_responses:
+        raise SettingsError("Rows are held out of examples.", met=f"--held-out {held_out:g}", mend="add --on-responses, or leave it out")
     from asterism.models.library import check_name
-    from asterism.models.starts import from_nothing, pretrained, training_texts
-    from asterism.models.training import train
+    from asterism.models.starts import from_nothing, pretrained, training_examples, training_texts
 
     if name != "generalist":
         check_name(name)
-    texts = training_texts(data, name, share=share, seed=settings.seed)
+    if on_responses:
+        rows: list[Any] = training_examples(data, name)
+    else:
+        rows = training_texts(data, name, share=share, seed=settings.seed)
     if name == "generalist":
         if start:
             model, tokenizer = pretrained(start)
         else:
             model, tokenizer = from_nothing(
-                texts,
+                [f"{row.prompt}\n{row.response}" for row in rows] if on_responses else rows,
                 shape,
                 hidden=hidden,
                 blocks=blocks,
@@ -56,17 +70,39 @@ def app(
                 positions=max(512, settings.max_length),
                 seed=settings.seed,
             )
-        out = train(model, tokenizer, texts, library / name, settings, device=given.device)
+        out = _trained(model, tokenizer, rows, library / name, settings, held_out, None, given)
         _register_generalist(library)
     else:
-        out = _specialist(library, name, texts, settings, given)
+        out = _specialist(library, name, rows, settings, held_out, given)
 
     def show() -> None:
         from asterism.cli.output import line
 
         line(f"{name}: {out}")
 
-    return {"name": name, "path": out, "texts": len(texts), "settings": settings.model_dump(mode="json")}, show
+    counted = {"examples" if on_responses else "texts": len(rows)}
+    return {"name": name, "path": out, **counted, "settings": settings.model_dump(mode="json")}, show
+
+
+def _trained(
+    model: Any,
+    tokenizer: Any,
+    rows: list[str] | list[Example],
+    out: Path,
+    settings: TrainingSettings,
+    held_out: float,
+    base: str | None,
+    given: Given,
+) -> Path:
+    """Train on texts, or on the responses of examples."""
+    from asterism.models.examples import Example, held_apart
+    from asterism.models.training import train, tune
+
+    examples = [row for row in rows if isinstance(row, Example)]
+    if not examples:
+        return train(model, tokenizer, [str(row) for row in rows], out, settings, base=base, device=given.device)
+    learnt, apart = held_apart(examples, held_out, settings.seed)
+    return tune(model, tokenizer, learnt, out, settings, held_out=apart, base=base, device=given.device)
 
 
 def _register_generalist(root: Path) -> None:
@@ -76,12 +112,12 @@ def _register_generalist(root: Path) -> None:
         Library.create(root, "generalist", {})
 
 
-def _specialist(root: Path, name: str, texts: list[str], settings: TrainingSettings, given: Given) -> Path:
+def _specialist(root: Path, name: str, rows: list[str] | list[Example], settings: TrainingSettings, held_out: float, given: Given) -> Path:
     from asterism.models.library import Library
-    from asterism.models.training import train
 
     library = Library.open(root, dtype=torch_dtype(given.dtype or "float32"))  # trained in float32 whatever it is stored in
-    out = train(library.fresh_model(), library.tokenizer, texts, root / name, settings, base=str(root / "generalist"), device=given.device)
+    base = str(root / "generalist")
+    out = _trained(library.fresh_model(), library.tokenizer, rows, root / name, settings, held_out, base, given)
     if is_first_process() and name not in library.names:
         library.add(name, name)
     return out

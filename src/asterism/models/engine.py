@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.utils import logging
 
 from asterism.core.errors import DataError, SettingsError, UnsupportedError
 from asterism.core.progress import counting
 from asterism.core.storage import read_tensors, replacing, told_as_storage_error, write_json, write_tensors
 from asterism.models.runs import RECORD, claim, last_state, saved_states, state_folder, step_of
 from asterism.models.settings import TrainingSettings
+from asterism.models.silence import silent
 
 Write = Callable[[Path, Mapping[str, Tensor], Mapping[str, Any]], None]
 """(folder, weights by name, the run's record) -> None: writes what a run leaves into a folder that may not exist yet."""
@@ -76,7 +76,7 @@ def work_out(work: Work, out: Path, settings: TrainingSettings, origin: Mapping[
     """
     state = state_folder(out)
     claim(state, origin)
-    with _still(), told_as_storage_error(state):
+    with silent(), told_as_storage_error(state):
         parts = {name for name, parameter in work.trained.named_parameters() if parameter.requires_grad}
         trainer = _trainer(work, state, settings, device, parts | _buffers(work.trained) if work.parts_alone else None)
         best = _HeldOut(work, state, settings, parts) if work.held_out is not None else None
@@ -136,6 +136,9 @@ class _Trainer(Trainer):
         if self.decay_all:
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """None: that a state of parts lacks the rest is meant, and of a plain module the Trainer cannot tell."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.saved is not None:
@@ -324,16 +327,3 @@ def _copy_model(state: Path, target: Path) -> None:
     for file in state.iterdir():
         if file.suffix in {".safetensors", ".json"} and not file.name.startswith("trainer"):
             shutil.copy2(file, target)
-
-
-@contextmanager
-def _still() -> Iterator[None]:
-    """No progress bars and messages of transformers' own; as they were afterwards."""
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

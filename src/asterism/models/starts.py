@@ -16,6 +16,7 @@ from asterism.core.errors import StorageError, UnknownName
 from asterism.models.datasets import dataset_texts, is_dataset
 from asterism.models.examples import Example, read_examples
 from asterism.models.scratch import new_model
+from asterism.models.silence import silent
 from asterism.models.tokenizers import train_tokenizer
 
 GENERALIST = "generalist"
@@ -56,7 +57,8 @@ def training_examples(data: str, name: str) -> list[Example]:
 def pretrained(source: str, *, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model (in `dtype`, or else as it is stored) and its tokenizer by folder or Hub id; StorageError when they cannot be had."""
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto"), AutoTokenizer.from_pretrained(source)
+        with silent():
+            return AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto"), AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         met = f"{source}: {str(error).splitlines()[0]}"
         raise StorageError("The model cannot be loaded.", met=met, mend="give a folder or the Hub id of a causal LM") from None
