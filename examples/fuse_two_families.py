@@ -17,12 +17,12 @@ from asterism.models.training import tune
 
 root, corpus = Path(mkdtemp(prefix="asterism-fusion-")), texts()
 everything = [text for own in corpus.train.values() for text in own]
-few = dict(steps=12, batch_size=2, max_length=256, learning_rate=3e-3)
+few = dict(steps=60, batch_size=8, max_length=64, learning_rate=5e-3)
 
 
 def halves(domain: str) -> list[Example]:
-    """The texts of a domain as questions: how does it go on?"""
-    return [Example(text[: len(text) // 2], text[len(text) // 2 :]) for text in corpus.train[domain]]
+    """The beginnings of a domain's texts as questions: how do they go on?"""
+    return [Example(text[:40], text[40:80]) for text in corpus.train[domain]]
 
 
 def expert(shape: str, domain: str, hidden: int, blocks: int, rank: int) -> tuple[Path, Path]:
@@ -39,7 +39,7 @@ def expert(shape: str, domain: str, hidden: int, blocks: int, rank: int) -> tupl
 target = expert("llama", "medical", hidden=32, blocks=3, rank=2)
 source, learnt = expert("qwen2", "legal", hidden=64, blocks=4, rank=4)
 replay = halves("medical")[16:] + halves("legal")[16:]
-training = TrainingSettings(method="lora", epochs=4, batch_size=1, accumulation=4, max_length=256, learning_rate=3e-3)
+training = TrainingSettings(method="lora", epochs=4, batch_size=1, accumulation=4, max_length=64, learning_rate=2e-3)
 
 # of the source's backbone the config is enough
 sources = {"qwen2-legal": (source / "config.json", learnt)}

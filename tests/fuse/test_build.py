@@ -16,7 +16,7 @@ from asterism.core.errors import DataError, MismatchError, SettingsError, StaleE
 from asterism.fuse.recipe import Recipe
 from asterism.fuse.stages import alignments, fuse_recipe
 from asterism.models import engine
-from asterism.models.adapters import read_adapter
+from asterism.models.adapters import read_adapter, with_lora
 from asterism.models.anatomy import anatomy_of
 from asterism.models.examples import Example
 from tests import tiny
@@ -202,6 +202,17 @@ def test_sources_in_a_list_take_the_names_of_their_folders(here):
     assert list(told(here.root / "list")["sources"]) == ["gpt2", "qwen2", "gpt2 2"]
 
 
+def test_a_fresh_target_learns_too(here):
+    fresh = with_lora(tiny.tiny_model("llama"), rank=2, alpha=4, base="org/llama")
+    fresh.save_pretrained(here.root / "fresh")
+    was = factors(here.root / "fresh")
+    assert not any(tensor.any() for name, tensor in was.items() if "lora_B" in name)
+    out = factors(here.fuse("from fresh", target=(here.root / "llama", here.root / "fresh"), steps=1, held_out=0).folder)
+    assert any(tensor.any() for name, tensor in out.items() if "lora_B" in name)
+    assert {slot["norm_ratio"] for slot in told(here.root / "from fresh")["slots"]} == {None}
+    assert f"It changes {len(told(here.root / 'from fresh')['slots'])} modules." in (here.root / "from fresh" / "README.md").read_text()
+
+
 def test_layers_may_be_paired_by_what_both_backbones_make_of_the_texts(here):
     tiny.save(tiny.tiny_model("gpt2"), here.root / "whole gpt2")
     source = {"gpt2": (here.root / "whole gpt2", here.root / "gpt2")}
@@ -247,6 +258,8 @@ def test_empty_replay_data(here):
         here.fuse("out", data=[])
     with pytest.raises(DataError, match=r"There are no examples.\n  met:  .*none.jsonl"):
         here.fuse("out", data=here.root / "none.jsonl")
+    with pytest.raises(DataError, match=r"A row is no example.\n  met:  row 2 holds question"):
+        here.fuse("out", data=[DATA[0], {"question": "who?"}])
     with pytest.raises(DataError, match="Too few examples to hold some out"):
         here.fuse("out", data=DATA[:1])
     with pytest.raises(DataError, match="Held-out examples are among the training examples"):

@@ -13,7 +13,7 @@ from asterism.core.errors import DataError, MismatchError, StorageError
 from asterism.core.storage import read_json
 from asterism.fuse.recipe import Data
 from asterism.models.adapters import check_base, read_adapter
-from asterism.models.examples import Example, held_apart, read_examples
+from asterism.models.examples import Example, example_of, held_apart, read_examples
 from asterism.models.runs import state_folder
 from asterism.models.settings import TrainingSettings
 from asterism.models.sources import located, recorded
@@ -39,7 +39,7 @@ def replay(rows: Rows) -> list[Example]:
     """The examples of replay data, in the order given. DataError where there are none."""
     if isinstance(rows, str | Path | Data):
         rows = [rows]
-    found = [example for part in rows for example in _read(part)]
+    found = [example for number, part in enumerate(rows, 1) for example in _read(part, number)]
     if not found:
         raise DataError("The replay data is empty.", met="no examples", mend="give rows with a prompt and a response")
     return found
@@ -97,10 +97,12 @@ def template_at(folder: Path) -> Any:
     return config.get("chat_template") if isinstance(config, dict) else None
 
 
-def _read(part: Any) -> Iterable[Example]:
+def _read(part: Any, number: int) -> Iterable[Example]:
     if isinstance(part, Data):
         return read_examples(part.path, split=part.split, limit=part.limit)
-    return read_examples(part) if isinstance(part, str | Path) else read_examples([part])
+    if isinstance(part, str | Path):
+        return read_examples(part)
+    return [part if isinstance(part, Example) else example_of(part, f"row {number}")]
 
 
 def _short(template: Any) -> str:

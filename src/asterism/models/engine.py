@@ -83,6 +83,7 @@ def work_out(work: Work, out: Path, settings: TrainingSettings, origin: Mapping[
         try:
             _run(trainer, state, settings, best)
             if best:
+                trainer.accelerator.wait_for_everyone()  # the first process writes the best state
                 best.take(trainer.model)
             weights = _only(_whole_weights(trainer), parts) if work.parts_alone else _whole_weights(trainer)
             if trainer.is_world_process_zero():
