@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +44,6 @@ class Workshop:
     data: Data
     root: Path
     seed: int
-    _rates: dict[str, float] = field(default_factory=dict, init=False)
 
     @property
     def folder(self) -> Path:
@@ -133,15 +132,20 @@ class Workshop:
 
     def rate(self, way: Way) -> float:
         """The learning rate that loses least on the validation examples of the first part, for fusions and for what trains adapters."""
-        if way not in self._rates:
-            tried, single = self.recipe.rates[way], self.settings[SINGLE]
+        tried, single = self.recipe.rates[way], self.settings[SINGLE]
+        if len(tried) == 1:
+            return tried[0]
 
-            def loss(rate: float) -> float:
-                made = self.fused(single, "fused", rate=rate) if way == "fused" else self.control(single, rate=rate)
-                return chosen_loss(made)
+        def loss(rate: float) -> float:
+            return chosen_loss(self.fused(single, "fused", rate=rate) if way == "fused" else self.control(single, rate=rate))
 
-            self._rates[way] = min(tried, key=loss) if len(tried) > 1 else tried[0]
-        return self._rates[way]
+        return self.kept(f"rate-{way}", lambda: min(tried, key=loss))
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """What was chosen of the learning rates; of one rate, that one."""
+        known = {way: tried[0] for way, tried in self.recipe.rates.items() if len(tried) == 1}
+        return known | {way: rate for way in self.recipe.rates if (rate := self.found(f"rate-{way}")) is not None}
 
     def training(self, rate: float) -> TrainingSettings:
         """Steps, batches and schedule of everything that learns from replay examples."""
