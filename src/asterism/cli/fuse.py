@@ -9,16 +9,36 @@ from typing import Annotated, Any
 import typer
 
 from asterism.cli.options import Given, command
+from asterism.cli.rivals import check_asked, compared, reported, score_tables
 from asterism.core.errors import SettingsError
+from asterism.evaluate.settings import AnswerSettings
 
 
-@command(omit=("dtype",))
+@command(AnswerSettings, omit=("dtype", "chat"))
 def app(
     recipe: Annotated[Path, typer.Argument(help="YAML: target, sources, replay data, settings.", show_default=False)],
     out: Annotated[Path | None, typer.Argument(help="Folder to write the adapter to.", show_default=False)] = None,
     show_alignment: Annotated[
         bool, typer.Option("--show-alignment", help="Show which modules pair, and which do not, and fuse nothing.")
     ] = False,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Examples to compare on, NAME=FILE or FILE; may be repeated. Answers are written and marked.", show_default=False
+        ),
+    ] = None,
+    rivals: Annotated[
+        str | None,
+        typer.Option(
+            help="Whom to compare with beside the target: control,fusellm,gac,unite,merges, or single merges such as ties. Made where they "
+            "are not there yet, in OUT.rivals.",
+            show_default=False,
+        ),
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Other adapters of the target's backbone, for merges: NAME=FOLDER,...", show_default=False)
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Page to write, HTML.", show_default=False)] = None,
     *,
     given: Given,
 ):
@@ -29,6 +49,8 @@ def app(
     if show_alignment == (out is not None):
         met = "neither OUT nor --show-alignment" if out is None else "OUT and --show-alignment"
         raise SettingsError("A fusion is written to a folder, or its alignment is shown.", met=met, mend="give one of the two")
+    tests = [str(each) for each in test or ()]
+    check_asked(out, tests, rivals=rivals, family=family, report=report)
     from asterism.fuse.recipe import Recipe
     from asterism.fuse.stages import alignments, fuse_recipe
 
@@ -42,15 +64,21 @@ def app(
 
         return {"stages": {name: alignment.to_dict() for name, alignment in pairs.items()}}, show_pairs
     stages = fuse_recipe(read, out, device=given.device)
+    results = compared(read, out, tests, rivals, family, given) if tests else None
+    page = reported(stages, results, report) if report else None
 
     def show() -> None:
         from asterism.cli.output import line
 
         for name, told in stages.items():
             _fusion_tables(name, told)
+        if results:
+            score_tables(results)
         line(str(out))
+        if page:
+            line(f"report: {page}")
 
-    return {"out": out, "stages": stages}, show
+    return {"out": out, "stages": stages} | ({"results": results} if results else {}) | ({"report": page} if page else {}), show
 
 
 def _pairs_table(name: str, rows: Sequence[Sequence[str]]) -> None:

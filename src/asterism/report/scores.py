@@ -11,9 +11,9 @@ Table = tuple[str, tuple[str, ...], list[list[str]]]
 """Title, columns, rows."""
 ALL = "all"
 NAMES = {
-    "target": "target adapter",
+    "target": "target",
     "fused": "fused",
-    "control": "control, no sources",
+    "control": "control",
     "fusellm": "FuseLLM",
     "gac": "GAC",
     "unite": "UniTE",
@@ -46,7 +46,10 @@ def tasks_of(results: Mapping[str, Any]) -> list[str]:
 
 
 def score_tables(results: Mapping[str, Any]) -> list[Table]:
-    """For each task, best first: the score with its interval, what it is above the target's and the control's, and the loss."""
+    """For each task, best first: the score with its interval, what it is above the target's and the control's, and the loss.
+
+    Where no answers were written the gains are in loss.
+    """
     scores, gains = of_all_seeds(results, "scores"), of_all_seeds(results, "gains")
     rivals = [name for name in results["candidates"] if any(row["rival"] == name for row in gains)]
     found = []
@@ -56,8 +59,8 @@ def score_tables(results: Mapping[str, Any]) -> list[Table]:
         rows = []
         for row in own:
             beside = {each["rival"]: each for each in gains if each["task"] == task and each["candidate"] == row["candidate"]}
-            rows.append([called(row["candidate"]), *_told(row), *(_gain(beside.get(rival)) for rival in rivals), f"{row['loss']:.3f}"])
-        columns = ("candidate", "score", "95 %", *(f"over {called(rival)}" for rival in rivals), "loss")
+            rows.append([called(row["candidate"]), _told(row), *(_gain(beside.get(rival)) for rival in rivals), f"{row['loss']:.3f}"])
+        columns = ("candidate", "score", *(f"over {called(rival)}" for rival in rivals), "loss")
         found.append((what, columns, rows))
     return found
 
@@ -104,18 +107,18 @@ def _beside(row: Mapping[str, Any], phrase: str, *, last: bool) -> str:
     if high < 0:
         return f"That is {-gain:{form}} {unit} worse than {phrase} (gain {interval})" + ("." if not last else ": the sources do harm.")
     end = "so these texts do not show that the sources matter." if last else "so these texts do not decide between them."
-    return f"Beside {phrase} the gain is {gain:{form}} {unit} ({interval}), {end}".replace(" -", " −")
+    return f"Beside {phrase}, the gain is {gain:{form}} {unit} ({interval}), {end}".replace(" -", " −")
 
 
-def _told(row: Mapping[str, Any]) -> list[str]:
+def _told(row: Mapping[str, Any]) -> str:
     if row["score"] is None:
-        return ["", ""]
-    return [f"{100 * row['score']:.1f}", f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"]
+        return ""
+    return f"{100 * row['score']:.1f} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
 
 
 def _gain(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
     if row["gain"] is None:
-        return f"{row['saved']:+.3f} nats"
-    return f"{100 * row['gain']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+        return f"{row['saved']:+.3f} ({row['saved_low']:+.3f}…{row['saved_high']:+.3f})"
+    return f"{100 * row['gain']:+.1f} ({100 * row['low']:+.1f}…{100 * row['high']:+.1f})"

@@ -1,0 +1,166 @@
+"""A fusion and its rivals in one evaluation: what the recipe's target and sources allow, all made from the same replay data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asterism.core.errors import SettingsError, UnknownName
+from asterism.core.storage import digest_of
+from asterism.evaluate.answerers import Answerer, OfEnsemble, OfModel, Opened, Task
+from asterism.evaluate.answers import evaluate_answers
+from asterism.evaluate.family import MERGES, TARGET, family_library, merged_candidates
+from asterism.evaluate.settings import AnswerSettings
+from asterism.fuse.control import control
+from asterism.fuse.distillation import DistillationSettings, Teacher, distil
+from asterism.fuse.ensembles import KINDS
+from asterism.fuse.recipe import Part, Recipe, Stage
+from asterism.fuse.replay import learnt_and_held_out, open_target
+from asterism.fuse.stages import place_of
+from asterism.models.adapters import read_adapter, with_adapter
+from asterism.models.examples import Example
+from asterism.models.sources import located, recorded
+from asterism.models.starts import pretrained
+
+FUSED, CONTROL, FUSELLM = "fused", "control", "fusellm"
+RIVALS = (CONTROL, FUSELLM, *KINDS, "merges")
+"""Who can be asked for beside the target and the fused adapter."""
+AGAINST = (TARGET, CONTROL, FUSELLM)
+"""Whom every candidate is compared with, where they are there."""
+
+
+def compare(
+    recipe: Recipe,
+    fused: str | Path,
+    tasks: Sequence[Task],
+    rivals: Sequence[str] = (CONTROL,),
+    settings: AnswerSettings | None = None,
+    *,
+    family: Mapping[str, str | Path] | None = None,
+    distillation: DistillationSettings | None = None,
+    out: str | Path | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Evaluate a recipe's target, what it was fused to, and the rivals asked for, on tasks; the results of `evaluate_answers`.
+
+    rivals: `control` (the target's adapter trained on the same data without sources), `fusellm`, `gac`, `unite` (all three need the
+    sources' whole models), `merges` (with `family`: name -> another adapter of the target's backbone; the names of single methods, too).
+    What is made lies in `out`, FUSED.rivals by default, finished or resumed when called again; the results in its folder `evaluation`.
+    `settings.chat` says how control and FuseLLM read examples, too: as the fusion did.
+    Raises UnknownName for another rival, SettingsError for what a rival lacks, and what making them raises.
+    """
+    settings, out = settings or AnswerSettings(), Path(out) if out else Path(fused).with_name(f"{Path(fused).name}.rivals")
+    asked = _asked(rivals)
+    target = (recipe.model, recipe.adapter)
+    sources = {source.name: source for stage in recipe.stages for source in stage.sources}
+    if {FUSELLM, *KINDS} & set(asked):
+        _check_models(sources.values())
+    candidates: list[Answerer] = [
+        _adapted(TARGET, "the target's adapter as it was", target, device),
+        _adapted(FUSED, f"fused with {', '.join(sources)}", (recipe.model, fused), device),
+    ]
+    if CONTROL in asked:
+        place = _controlled(recipe, out / CONTROL, settings, device)
+        candidates.append(
+            _adapted(CONTROL, "the target's adapter, trained on the same data without sources", (recipe.model, place), device)
+        )
+    if FUSELLM in asked:
+        place = _distilled(recipe, out / FUSELLM, distillation or DistillationSettings(), settings, device)
+        about = "FuseLLM: what the sources say, aligned by edit distance, distilled into the target's adapter"
+        candidates.append(_adapted(FUSELLM, about, (recipe.model, place), device))
+    voices = {TARGET: target, **{name: (source.config, source.adapter) for name, source in sources.items()}}
+    opened = {name: _opening(*place, device) for name, place in voices.items()}
+    candidates += [OfEnsemble(kind, opened, [_told(*place) for place in voices.values()]) for kind in KINDS if kind in asked]
+    if methods := [name for name in asked if name in MERGES]:
+        adapters = {TARGET: _folder(recipe.adapter), **(family or {})}
+        library = family_library(out / "family", _folder(recipe.model), adapters, device=device)
+        told = digest_of(library.digests())
+        candidates += merged_candidates(library, _held_out(recipe), settings, methods=methods, state=out / ".merges", told=told)
+    return evaluate_answers(candidates, tasks, settings, out=out / "evaluation", rivals=AGAINST)
+
+
+def _asked(rivals: Sequence[str]) -> list[str]:
+    """The rivals by name, `merges` as all of them."""
+    for name in rivals:
+        if name not in (*RIVALS, *MERGES):
+            raise UnknownName("rival", name, (*RIVALS, *MERGES))
+    return list(dict.fromkeys(each for name in rivals for each in (MERGES if name == "merges" else (name,))))
+
+
+def _controlled(recipe: Recipe, out: Path, settings: AnswerSettings, device: str) -> Path:
+    """The control of every stage, each from the one before."""
+
+    def train(stage: Stage, adapter: str, place: Path) -> None:
+        options = dict(held_out=stage.held_out, chat=settings.chat, device=device)
+        control((recipe.model, adapter), stage.data, place, stage.training, **options)  # pyright: ignore[reportArgumentType]
+
+    return _staged(recipe, out, train)
+
+
+def _distilled(recipe: Recipe, out: Path, distillation: DistillationSettings, settings: AnswerSettings, device: str) -> Path:
+    """FuseLLM of every stage, each from the one before."""
+
+    def train(stage: Stage, adapter: str, place: Path) -> None:
+        learnt, apart = learnt_and_held_out(stage.data, stage.held_out, stage.training.seed)
+        opened = open_target((recipe.model, adapter), place, stage.training)
+        teachers = {
+            source.name: Teacher(_told(source.config, source.adapter), _opening(source.config, source.adapter, device))
+            for source in stage.sources
+        }
+        training = stage.training.changed(method="lora")
+        backbone: Any = opened.model
+        models = (backbone.to(device), opened.tokenizer)
+        options = dict(held_out=apart, chat=settings.chat, device=device)
+        distil(models, opened.adapter_at, teachers, learnt, place, distillation, training, **options)  # pyright: ignore[reportArgumentType]
+
+    return _staged(recipe, out, train)
+
+
+def _staged(recipe: Recipe, out: Path, train: Callable[[Stage, str, Path], None]) -> Path:
+    """Walk the stages as a fusion does; the last one's adapter is `out`."""
+    adapter = recipe.adapter
+    for stage in recipe.stages:
+        place = place_of(recipe, stage, out)
+        train(stage, adapter, place)
+        adapter = str(place)
+    return out
+
+
+def _held_out(recipe: Recipe) -> list[Example]:
+    """All stages' held-out replay examples."""
+    return [example for stage in recipe.stages for example in learnt_and_held_out(stage.data, stage.held_out, stage.training.seed)[1]]
+
+
+def _adapted(name: str, about: str, place: tuple[str | Path, str | Path], device: str) -> OfModel:
+    opening = _opening(*place, device)
+    return OfModel(name, about, _told(*place), lambda _task: opening())
+
+
+def _opening(model: str | Path, adapter: str | Path, device: str) -> Callable[[], Opened]:
+    """Loads a backbone in float32 with an adapter."""
+
+    def opened() -> Opened:
+        backbone, tokenizer = pretrained(str(_folder(model)), dtype=torch.float32)
+        adapted: Any = with_adapter(backbone, _folder(adapter))
+        return adapted.requires_grad_(False).to(device).eval(), tokenizer
+
+    return opened
+
+
+def _told(model: str | Path, adapter: str | Path) -> list[str]:
+    return [str(model), read_adapter(_folder(adapter)).digest]
+
+
+def _folder(place: str | Path) -> Path:
+    return located(recorded(place, Path.cwd()), Path.cwd())
+
+
+def _check_models(sources: Sequence[Part] | Any) -> None:
+    """SettingsError where a source is a config alone."""
+    for source in sources:
+        if Path(source.config).is_file():
+            mend = "give the source's model in the recipe, or leave out fusellm, gac and unite: a fusion itself needs its config alone"
+            raise SettingsError("A rival runs the sources' models.", met=f"{source.name}: {source.config}", mend=mend)
