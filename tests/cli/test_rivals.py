@@ -59,3 +59,6 @@ def test_what_cannot_be_compared_is_told(start, asterism):
     assert "two adapters or more" in refused(out, *test, "--rivals", "ties")
     assert "A family adapter is given as name=FOLDER" in refused(out, *test, "--rivals", "ties", "--family", "films")
     assert "No examples there" in refused(out, "--test", start / "none.jsonl")
+    assert "A file cannot be written there" in refused(out, "--report", start)
+    assert "Test examples are among the replay data" in refused(start / "new", "--test", start / "rows.jsonl")
+    assert not (start / "new").exists()

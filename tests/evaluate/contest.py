@@ -12,10 +12,11 @@ from tests.vocabularies import larger
 
 WANTED = {"medical": " name: patient", "legal": " name: court"}
 DATA = [Example(text, WANTED[part]) for part in WANTED for text in tiny.PROBES[part]]
+TEST = [Example(text, " name: nobody") for text in tiny.PROBES["general"]]
 
 
 def made(root: Path) -> Path:
-    """Write `llama` with adapters `llama-names` and `llama-films`, `gpt2` of another vocabulary with `gpt2-names`, and `rows.jsonl`."""
+    """Write `llama` with adapters `llama-names` and `llama-films`, `gpt2` of another vocabulary with `gpt2-names`; replay and test rows."""
     tiny.save(tiny.tiny_model("llama"), root / "llama")
     for seed, name in enumerate(("names", "films")):
         tiny.save_lora(tiny.tiny_model("llama"), root / f"llama-{name}", seed, rank=2, base=str(root / "llama"))
@@ -23,9 +24,9 @@ def made(root: Path) -> Path:
     other.save_pretrained(root / "gpt2")
     larger().save_pretrained(root / "gpt2")
     tiny.save_lora(other, root / "gpt2-names", 6, rank=3, base=str(root / "gpt2"))
-    rows = [json.dumps({"prompt": example.prompt, "response": example.response}) + "\n" for example in DATA]
-    (root / "rows.jsonl").write_text("".join(rows))
-    (root / "test.jsonl").write_text("".join(rows[:3]))
+    for name, examples in (("rows", DATA), ("test", TEST[:3])):
+        rows = [json.dumps({"prompt": example.prompt, "response": example.response}) + "\n" for example in examples]
+        (root / f"{name}.jsonl").write_text("".join(rows))
     return root
 
 

@@ -21,7 +21,7 @@ from asterism.fuse.recipe import Recipe
 from asterism.fuse.stages import fuse_recipe
 from asterism.models.responses import response_losses
 from tests import tiny
-from tests.evaluate.contest import DATA, content, made
+from tests.evaluate.contest import DATA, TEST, content, made
 
 SETTINGS = AnswerSettings(max_new_tokens=3, scale="tiny")
 
@@ -38,7 +38,7 @@ def recipe(root: Path, **more) -> Recipe:
     return Recipe.of(content(**more), root)
 
 
-TASKS = [Task.of("names", DATA[:3]), Task.of("films", DATA[7:9])]
+TASKS = [Task.of("names", TEST[:3]), Task.of("films", TEST[3:5])]
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,10 @@ def test_what_a_rival_lacks_is_told(start, tmp_path):
     tasks = TASKS[:1]
     with pytest.raises(UnknownName, match="did you mean 'fusellm'"):
         compare(recipe(start), start / "fused", tasks, ["fusellmm"])
+    with pytest.raises(DataError, match=r"among the replay data.\n  met:  1 of names, e.g. "):
+        compare(recipe(start), start / "fused", [Task.of("names", [*TEST[:2], DATA[4]])], [])
+    with pytest.raises(DataError, match="3 of names"):
+        compare(recipe(start, held_out=str(start / "test.jsonl")), start / "fused", tasks, [])
     alone = recipe(start, sources=[{"name": "gpt2", "config": "gpt2/config.json", "adapter": "gpt2-names"}])
     for rival in ("fusellm", "gac", "unite"):
         with pytest.raises(SettingsError, match="A rival runs the sources' models"):

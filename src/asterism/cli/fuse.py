@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from asterism.cli.options import Given, command
-from asterism.cli.rivals import check_asked, compared, reported, score_tables
+from asterism.cli.rivals import check_asked, compared, contest, reported, score_tables
 from asterism.core.errors import SettingsError
 from asterism.evaluate.settings import AnswerSettings
 
@@ -63,8 +63,9 @@ def app(
                 _pairs_table(name, alignment.rows())
 
         return {"stages": {name: alignment.to_dict() for name, alignment in pairs.items()}}, show_pairs
+    beside = contest(read, tests, rivals, family)
     stages = fuse_recipe(read, out, device=given.device)
-    results = compared(read, out, tests, rivals, family, given) if tests else None
+    results = compared(read, out, beside, given) if beside else None
     page = reported(stages, results, report) if report else None
 
     def show() -> None:
@@ -95,12 +96,10 @@ def _fusion_tables(name: str, told: Mapping[str, Any]) -> None:
     rows = [
         [source, facts["family"], str(facts["rank"]), *_open(told["openness"].get(source))] for source, facts in told["sources"].items()
     ]
+    _pairs_table(name, told["alignment"]["rows"])
     table(f"{name}: sources", ("source", "family", "rank", "gates open", "mean gate"), rows)
     columns = ("function", "modules", "mean change", "largest change", "condition before", "after")
     table(f"{name}: change of B, by its norm", columns, by_function(told["slots"]))
-    alone = told["alignment"]["unpaired_target"]
-    if alone:
-        line(f"{len(alone)} modules of the target take from nobody, e.g. {alone[0]['parameter']}")
     line(held_out_line(told))
 
 

@@ -35,15 +35,20 @@ _SCALES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 def family_library(root: Path, backbone: str | Path, adapters: Mapping[str, str | Path], *, device: str = "cpu") -> Library:
     """A library at `root` of a backbone and adapters of it, made anew; in float32. SettingsError for fewer than two adapters."""
-    if len(adapters) < 2:
-        mend = "give other adapters of the target's backbone, e.g. --family news=adapters/news"
-        raise SettingsError("A merge takes two adapters or more of one backbone.", met=", ".join(adapters), mend=mend)
+    check_family(adapters)
     if (root / MANIFEST).is_file():
         shutil.rmtree(root)
     root.mkdir(parents=True, exist_ok=True)
     places = {name: Path(place).absolute() if Path(place).is_dir() else place for name, place in adapters.items()}
     Library.create(root, Path(backbone).absolute() if Path(backbone).is_dir() else backbone, places)
     return Library.open(root, device=device, dtype=torch.float32)
+
+
+def check_family(adapters: Mapping[str, str | Path]) -> None:
+    """SettingsError for fewer than two adapters."""
+    if len(adapters) < 2:
+        mend = "give other adapters of the target's backbone, e.g. --family news=adapters/news"
+        raise SettingsError("A merge takes two adapters or more of one backbone.", met=", ".join(adapters) or "none", mend=mend)
 
 
 def merged_candidates(

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from asterism.core.errors import SettingsError, UnknownName
+from asterism.core.errors import DataError, SettingsError, UnknownName
 from asterism.core.storage import digest_of
 from asterism.evaluate.answerers import Answerer, OfEnsemble, OfModel, Opened, Task
 from asterism.evaluate.answers import evaluate_answers
-from asterism.evaluate.family import MERGES, TARGET, family_library, merged_candidates
+from asterism.evaluate.family import MERGES, TARGET, check_family, family_library, merged_candidates
 from asterism.evaluate.settings import AnswerSettings
 from asterism.fuse.control import control
 from asterism.fuse.distillation import DistillationSettings, Teacher, distil
 from asterism.fuse.ensembles import KINDS
-from asterism.fuse.recipe import Part, Recipe, Stage
-from asterism.fuse.replay import learnt_and_held_out, open_target
+from asterism.fuse.recipe import Recipe, Stage
+from asterism.fuse.replay import learnt_and_held_out, open_target, replay
 from asterism.fuse.stages import place_of
 from asterism.models.adapters import read_adapter, with_adapter
 from asterism.models.examples import Example
@@ -50,14 +50,13 @@ def compare(
     sources' whole models), `merges` (with `family`: name -> another adapter of the target's backbone; the names of single methods, too).
     What is made lies in `out`, FUSED.rivals by default, finished or resumed when called again; the results in its folder `evaluation`.
     `settings.chat` says how control and FuseLLM read examples, too: as the fusion did.
-    Raises UnknownName for another rival, SettingsError for what a rival lacks, and what making them raises.
+    Raises UnknownName for another rival, SettingsError for what a rival lacks, DataError for a test example that is among the replay
+    data, and what making them raises.
     """
     settings, out = settings or AnswerSettings(), Path(out) if out else Path(fused).with_name(f"{Path(fused).name}.rivals")
-    asked = _asked(rivals)
+    asked = check(recipe, tasks, rivals, family)
     target = (recipe.model, recipe.adapter)
     sources = {source.name: source for stage in recipe.stages for source in stage.sources}
-    if {FUSELLM, *KINDS} & set(asked):
-        _check_models(sources.values())
     candidates: list[Answerer] = [
         _adapted(TARGET, "the target's adapter as it was", target, device),
         _adapted(FUSED, f"fused with {', '.join(sources)}", (recipe.model, fused), device),
@@ -82,12 +81,39 @@ def compare(
     return evaluate_answers(candidates, tasks, settings, out=out / "evaluation", rivals=AGAINST)
 
 
-def _asked(rivals: Sequence[str]) -> list[str]:
-    """The rivals by name, `merges` as all of them."""
+def check(recipe: Recipe, tasks: Sequence[Task], rivals: Sequence[str], family: Mapping[str, str | Path] | None = None) -> list[str]:
+    """The rivals by name, `merges` as all of them. Raises what `compare` raises before it makes anything: to be told before a fusion."""
     for name in rivals:
         if name not in (*RIVALS, *MERGES):
             raise UnknownName("rival", name, (*RIVALS, *MERGES))
-    return list(dict.fromkeys(each for name in rivals for each in (MERGES if name == "merges" else (name,))))
+    asked = list(dict.fromkeys(each for name in rivals for each in (MERGES if name == "merges" else (name,))))
+    if {FUSELLM, *KINDS} & set(asked):
+        _check_models(recipe)
+    if set(MERGES) & set(asked):
+        check_family({TARGET: recipe.adapter, **(family or {})})
+    _check_unseen(recipe, tasks)
+    return asked
+
+
+def _check_models(recipe: Recipe) -> None:
+    """SettingsError where a source is a config alone."""
+    for source in (source for stage in recipe.stages for source in stage.sources):
+        if Path(source.config).is_file():
+            mend = "give the source's model in the recipe, or leave out fusellm, gac and unite: a fusion itself needs its config alone"
+            raise SettingsError("A rival runs the sources' models.", met=f"{source.name}: {source.config}", mend=mend)
+
+
+def _check_unseen(recipe: Recipe, tasks: Sequence[Task]) -> None:
+    """DataError where a task holds an example that the fusion and its rivals learn from or are chosen by."""
+    known: set[Example] = set()
+    for stage in recipe.stages:
+        known.update(replay(stage.data))
+        if not isinstance(stage.held_out, int | float):
+            known.update(replay(stage.held_out))
+    for task in tasks:
+        if seen := [example for example in task.examples if example in known]:
+            met = f"{len(seen)} of {task.name}, e.g. {seen[0].prompt[:60]!r}"
+            raise DataError("Test examples are among the replay data.", met=met, mend="take them out of either")
 
 
 def _controlled(recipe: Recipe, out: Path, settings: AnswerSettings, device: str) -> Path:
@@ -156,11 +182,3 @@ def _told(model: str | Path, adapter: str | Path) -> list[str]:
 
 def _folder(place: str | Path) -> Path:
     return located(recorded(place, Path.cwd()), Path.cwd())
-
-
-def _check_models(sources: Sequence[Part] | Any) -> None:
-    """SettingsError where a source is a config alone."""
-    for source in sources:
-        if Path(source.config).is_file():
-            mend = "give the source's model in the recipe, or leave out fusellm, gac and unite: a fusion itself needs its config alone"
-            raise SettingsError("A rival runs the sources' models.", met=f"{source.name}: {source.config}", mend=mend)
