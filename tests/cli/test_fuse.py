@@ -39,7 +39,14 @@ def test_the_alignment_is_shown_and_nothing_is_fused(start, asterism):
 def test_a_fusion_is_told(start, asterism):
     shown = asterism("fuse", start / "recipe.yaml", start / "out")
     assert shown.code == 0, shown.err
-    for part in ("fusion: sources", "gates open", "change of B", "10 examples, 3 held out", str(start / "out")):
+    for part in (
+        "what the target takes from whom",
+        "fusion: sources",
+        "gates open",
+        "change of B",
+        "10 examples, 3 held out",
+        str(start / "out"),
+    ):
         assert part in shown.out.replace("\n", "") or part in shown.out
     again = asterism("fuse", start / "recipe.yaml", start / "out", "--json")
     assert again.answer["stages"]["fusion"] == json.loads((start / "out" / "fusion.json").read_text())

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from asterism.core.errors import DataError, MismatchError, SettingsError, StaleError, StorageError, UnsupportedError
+from asterism.fuse.build import show_alignment
 from asterism.fuse.recipe import Recipe
+from asterism.fuse.settings import FusionSettings
 from asterism.fuse.stages import alignments, fuse_recipe
 from asterism.models import engine
 from asterism.models.adapters import read_adapter, with_lora
@@ -217,7 +219,13 @@ def test_layers_may_be_paired_by_what_both_backbones_make_of_the_texts(here):
     tiny.save(tiny.tiny_model("gpt2"), here.root / "whole gpt2")
     source = {"gpt2": (here.root / "whole gpt2", here.root / "gpt2")}
     here.fuse("cka", sources=source, settings={"layers": "cka"}, steps=1, held_out=0)
-    assert len(told(here.root / "cka")["alignment"]["layers"]["gpt2"]) == 3
+    layers = told(here.root / "cka")["alignment"]["layers"]
+    assert len(layers["gpt2"]) == 3
+    settings = FusionSettings(**small.SETTINGS, layers="cka")
+    shown = show_alignment(here.target, source, settings, DATA).to_dict()
+    assert shown["layers"].keys() == layers.keys()
+    with pytest.raises(SettingsError, match="layers: cka needs the similarity of the layers"):
+        show_alignment(here.target, source, settings)
     with pytest.raises(SettingsError, match="layers: cka reads both backbones"):
         here.fuse("other", settings={"layers": "cka"}, steps=1)
 

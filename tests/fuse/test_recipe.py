@@ -50,6 +50,11 @@ def test_stages_share_what_stands_outside_them():
     assert (first.held_out, second.held_out) == (0.1, 0.0)
 
 
+def test_the_chat_template_may_be_left_out():
+    assert Recipe.of(STAGES).chat
+    assert not Recipe.of({**STAGES, "chat": False}).chat
+
+
 def test_a_seed_takes_the_place_of_all():
     for stage in Recipe.of({**STAGES, "training": {"seed": 1}}, seed=7).stages:
         assert stage.settings.seed == stage.training.seed == 7
@@ -82,6 +87,7 @@ def changed(**parts):
         (changed(sources=[{"model": "m", "adapter": "a"}] * 2), SettingsError, "Two sources have one name.\n  met:  a in sources"),
         (changed(data=[]), SettingsError, "data is a list that is not empty."),
         (changed(data=[{"path": "a", "limit": 0}]), SettingsError, "data[0].limit is a whole number, at least 1."),
+        (changed(chat="no"), SettingsError, "chat is true or false.\n  met:  'no'"),
         (changed(held_out=1.5), SettingsError, "held_out is a share of the examples, or a file of them."),
         (changed(stages=STAGES["stages"]), SettingsError, "A recipe of stages has sources and data in each stage.\n  met:  sources, data"),
         ({**STAGES, "stages": [{"data": "a"}]}, SettingsError, "stages[0] lacks sources."),

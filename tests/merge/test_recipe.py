@@ -310,7 +310,7 @@ def test_what_mergekit_passes_over_in_silence():
 def test_reading_a_recipe_and_planning_load_no_transformers():
     """Nor does a recipe's reading load torch: what a slip costs is an instant."""
     code = (
-        "import sys, asterism.merge.recipe, asterism.merge.reading; print('torch' in sys.modules);"
+        "import sys, asterism.merge.recipe, asterism.core.reading; print('torch' in sys.modules);"
         "import asterism.merge.parameters, asterism.merge.plan, asterism.merge.vocabulary, asterism.merge.words;"
         "print('transformers' in sys.modules, 'tokenizers' in sys.modules)"
     )

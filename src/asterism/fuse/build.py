@@ -17,10 +17,10 @@ from asterism.fuse.alignment import Alignment, align
 from asterism.fuse.card import FORMAT_VERSION, write_card
 from asterism.fuse.experts import Expert, open_expert
 from asterism.fuse.fusing import FusedForTraining
-from asterism.fuse.layer_similarity import layer_similarity
+from asterism.fuse.layer_similarity import Side, layer_similarity
 from asterism.fuse.prediction import Predictor
 from asterism.fuse.recipe import HELD_OUT
-from asterism.fuse.replay import HeldOut, Rows, Target, learnt_and_held_out, open_target
+from asterism.fuse.replay import HeldOut, Rows, Target, learnt_and_held_out, open_target, replay
 from asterism.fuse.settings import FusionSettings
 from asterism.models.adapters import Adapter, read_adapter, rewritten, with_adapter
 from asterism.models.engine import Work, settled, work_out
@@ -78,7 +78,7 @@ def fuse(
     origin = origin_of(opened.model, opened.tokenizer, told(learnt), training, more)
     if is_finished(out, origin):
         return read_adapter(out)
-    alignment = alignment or align(to, experts, settings, _similarity(opened, named, learnt))
+    alignment = alignment or align(to, experts, settings, _similarity((opened.model, opened.tokenizer), named, learnt))
     rows, measured, collate = batched(opened.model, opened.tokenizer, learnt, apart, training.max_length, chat)
     fused = FusedForTraining(with_adapter(opened.model, opened.adapter_at), Predictor(to, experts, alignment, settings))
 
@@ -96,14 +96,19 @@ def fuse(
     return read_adapter(out)
 
 
-def show_alignment(target: tuple[str | Path, str | Path], sources: Sources, settings: FusionSettings | None = None) -> Alignment:
-    """Which modules a fusion would pair: adapters and configs are read, no weights of any backbone (but for layers: cka, both).
+def show_alignment(
+    target: tuple[str | Path, str | Path], sources: Sources, settings: FusionSettings | None = None, data: Rows | None = None
+) -> Alignment:
+    """Which modules a fusion would pair: adapters and configs are read, no backbone's weights but, for `layers: cka`, of all of them.
 
-    `layers: cka` needs texts and is refused here.
+    data: replay examples, for `layers: cka` alone; SettingsError there without them.
     """
-    named = _named(sources)
+    named, settings = _named(sources), settings or FusionSettings()
     to = open_expert(*target, is_target=True)
-    return align(to, {name: open_expert(config, adapter, name) for name, (config, adapter) in named.items()}, settings)
+    experts = {name: open_expert(config, adapter, name) for name, (config, adapter) in named.items()}
+    if settings.layers != "cka" or data is None:
+        return align(to, experts, settings)
+    return align(to, experts, settings, _similarity(pretrained(str(target[0])), named, replay(data)))
 
 
 def _named(sources: Sources) -> dict[str, tuple[Config, str | Path]]:
@@ -117,7 +122,7 @@ def _named(sources: Sources) -> dict[str, tuple[Config, str | Path]]:
     return found
 
 
-def _similarity(opened: Target, named: Mapping[str, tuple[Config, str | Path]], learnt: Sequence[Example]) -> dict[str, Tensor]:
+def _similarity(target: Side, named: Mapping[str, tuple[Config, str | Path]], learnt: Sequence[Example]) -> dict[str, Tensor]:
     """How alike the blocks of the target and of each source are on replay texts."""
     texts = list(dict.fromkeys(f"{example.prompt}\n{example.response}".strip() for example in learnt))[:SHARED_TEXTS]
     found = {}
@@ -125,7 +130,7 @@ def _similarity(opened: Target, named: Mapping[str, tuple[Config, str | Path]], 
         if isinstance(config, PreTrainedConfig) or Path(config).is_file():
             mend = "give the source's model, its weights included, or choose layers: top or proportional"
             raise SettingsError("layers: cka reads both backbones.", met=f"{name}: a config alone", mend=mend)
-        found[name] = layer_similarity((opened.model, opened.tokenizer), pretrained(str(config)), texts)
+        found[name] = layer_similarity(target, pretrained(str(config)), texts)
     return found
 
 
@@ -173,7 +178,7 @@ def _told(
             for name, expert in experts.items()
         },
         "data": record["texts"],
-        "alignment": alignment.to_dict(),
+        "alignment": {**alignment.to_dict(), "rows": alignment.rows()},
         "openness": predictor.openness(),
         "alpha": {function: float(net.alpha.detach()) for function, net in nets.items()},
         "slots": [slot.to_dict() for slot in predictor.report()],

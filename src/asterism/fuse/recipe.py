@@ -66,6 +66,8 @@ class Recipe:
     adapter: str
     stages: tuple[Stage, ...]
     """One, or several in sequence: what one writes is the next one's target."""
+    chat: bool
+    """Whether the tokenizer's chat template is used, where it has one."""
     content: Mapping[str, Any] = field(compare=False, repr=False)
     """The recipe as it was given."""
 
@@ -81,7 +83,7 @@ class Recipe:
         Raises UnknownName for an unknown key anywhere, SettingsError for a value that cannot be meant.
         """
         root = Path(root)
-        read = keys(content, TOP, ("target", "stages", *_STAGE[1:]), ("target",))
+        read = keys(content, TOP, ("target", "stages", "chat", *_STAGE[1:]), ("target",))
         target = keys(read["target"], "target", ("model", "adapter"), ("model", "adapter"))
         shared = _Shared.of(read, TOP, root, _Shared(seed=seed))
         if "stages" not in read:
@@ -93,8 +95,10 @@ class Recipe:
             stages = tuple(each(read["stages"], "stages", lambda value, place: _staged(value, place, root, shared)))
         if len({stage.name for stage in stages}) < len(stages):
             raise SettingsError("Two stages have one name.", met=", ".join(stage.name for stage in stages), mend="give each its own name")
+        if type(read.get("chat", True)) is not bool:
+            raise SettingsError("chat is true or false.", met=told(read["chat"]), mend="false leaves the tokenizer's chat template out")
         model, adapter = (_place(target[key], f"target.{key}", root) for key in ("model", "adapter"))
-        return cls(model, adapter, stages, content)
+        return cls(model, adapter, stages, read.get("chat", True), content)
 
     @property
     def digest(self) -> str:

@@ -21,7 +21,7 @@ def fuse_recipe(recipe: Recipe, out: str | Path, *, device: str | None = None) -
     target, told = recipe.adapter, {}
     for stage in recipe.stages:
         place = place_of(recipe, stage, Path(out))
-        sources, options = sources_of(stage), dict(held_out=stage.held_out, device=device)
+        sources, options = sources_of(stage), dict(held_out=stage.held_out, chat=recipe.chat, device=device)
         fuse((recipe.model, target), sources, stage.data, place, stage.settings, stage.training, **options)  # pyright: ignore
         target, told[stage.name] = str(place), read_json(place / RECORD)
     return told
@@ -29,7 +29,8 @@ def fuse_recipe(recipe: Recipe, out: str | Path, *, device: str | None = None) -
 
 def alignments(recipe: Recipe) -> dict[str, Alignment]:
     """What every stage of a recipe would pair, by its name; every fusion leaves the target's modules as they are."""
-    return {stage.name: show_alignment((recipe.model, recipe.adapter), sources_of(stage), stage.settings) for stage in recipe.stages}
+    target = recipe.model, recipe.adapter
+    return {stage.name: show_alignment(target, sources_of(stage), stage.settings, stage.data) for stage in recipe.stages}
 
 
 def place_of(recipe: Recipe, stage: Stage, out: Path) -> Path:

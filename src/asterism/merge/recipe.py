@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from asterism.core.errors import SettingsError, UnknownName, UnsupportedError
+from asterism.core.reading import TOP, begun, each, keys, read_yaml, text, told, under
 from asterism.core.storage import digest_of
-from asterism.merge.reading import TOP, begun, each, keys, read_yaml, text, told, under
 from asterism.merge.references import Reference
 
 Scalar = bool | int | float | str

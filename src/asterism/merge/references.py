@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asterism.core.errors import SettingsError, UnsupportedError
-from asterism.merge.reading import keys, text, under
+from asterism.core.reading import keys, text, under
 
 
 @dataclass(frozen=True)
