@@ -60,7 +60,8 @@ def compared(recipe: Recipe, out: Path, found: Contest, given: Given) -> dict[st
     """The results of `evaluate.fusion.compare`."""
     from asterism.evaluate.fusion import compare
 
-    return compare(recipe, out, found.tasks, found.rivals, given.settings(AnswerSettings), family=found.family, device=given.device)
+    settings = given.settings(AnswerSettings).changed(chat=recipe.chat)
+    return compare(recipe, out, found.tasks, found.rivals, settings, family=found.family, device=given.device)
 
 
 def reported(stages: Mapping[str, Any], results: Mapping[str, Any] | None, place: Path) -> Path:
