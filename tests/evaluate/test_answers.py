@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -150,3 +152,22 @@ def test_tasks_and_candidates_have_names_of_their_own(tmp_path):
         Task.of("texts", [LABELS[0], Example("", "text")])
     with pytest.raises(DataError, match="no examples"):
         Task.of("none", [])
+
+
+def test_a_chat_template_is_for_models_and_ensembles_alike(tmp_path):
+    own = voice("tiny")
+    chatting = copy.deepcopy(own.tokenizer)
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
+    chatting.chat_template = turns + "{% if add_generation_prompt %}assistant: {% endif %}"
+    single = OfModel("target", "alone", 1, lambda _task: (own.model, chatting))
+    twice = OfEnsemble("gac", {name: lambda: (own.model, chatting) for name in ("one", "two")}, 2)
+    evaluate_answers([single, twice], TASKS[:1], SETTINGS, out=tmp_path / "chat")
+    rows = {(row["candidate"], row["probe"]): row for row in read_results(tmp_path / "chat")[1]}
+    whole = response_losses(own.model, chatting, LABELS)
+    for place, losses in enumerate(whole):
+        one, two = (rows[name, f"films-{place}"] for name in ("target", "gac"))
+        assert two["tokens"] == one["tokens"] - 1  # the line's end behind the end token is no part of an ensemble's answer
+        assert two["nats"] == pytest.approx(float(losses[:-1].sum()), rel=1e-4)
+        assert two["answer"] == one["answer"]
+    plain = response_losses(own.model, chatting, LABELS, chat=False)
+    assert plain[0].tolist() != whole[0].tolist()

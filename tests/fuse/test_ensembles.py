@@ -126,7 +126,7 @@ def test_an_answer_is_the_likeliest_piece_at_every_step(names):
         if piece is None:
             break
         text += piece
-    assert written == text.decode(errors="ignore")
+    assert written == text.decode(errors="replace")
 
 
 def test_keys_and_values_are_kept_as_far_as_the_tokens_stay():
@@ -145,7 +145,7 @@ def test_draws_repeat_with_their_seed_and_stop_ends_an_answer():
     assert drawn[0] == ensemble.write(prompts, max_new_tokens=8, temperature=1.0, seed=0)
     assert len(set(drawn.values())) > 1
     whole = ensemble.write(prompts, max_new_tokens=8)
-    stop = whole[len(whole) // 2]
+    stop = next(letter for letter in whole[2:] if letter.isascii())
     assert ensemble.write(prompts, max_new_tokens=8, stop=stop) == whole[: whole.index(stop)]
 
 

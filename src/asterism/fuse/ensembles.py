@@ -131,7 +131,7 @@ class Ensemble:
             if ending and ending in text:
                 text = text[: text.index(ending)]
                 break
-        return text.decode(errors="ignore")
+        return text.decode(errors="replace")
 
     def _piece(self, token: int, *, first: bool, last: bool) -> Piece:
         """What one of the target's tokens adds to an answer."""
