@@ -139,3 +139,24 @@ def test_a_missing_place_is_told(made, tmp_path):
         open_expert(base, tmp_path / "nowhere")
     with pytest.raises(StorageError, match="No model lies there"):
         open_expert("no such/place at/all", folder)
+
+
+def test_of_a_source_on_the_hub_only_the_config_is_fetched(made, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    base, folder = made("llama")
+    asked = []
+
+    def snapshot_download(name, *, revision=None, allow_patterns=None, local_files_only=False):
+        asked.append((name, revision, allow_patterns))
+        return str(base)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert open_expert("org/base@v1", folder).n_blocks == 3
+    assert asked == [("org/base", "v1", ["config.json"])]
+
+
+def test_a_config_may_have_any_name(made, tmp_path):
+    base, folder = made("llama")
+    (base / "config.json").rename(tmp_path / "backbone.json")
+    assert open_expert(tmp_path / "backbone.json", folder).n_blocks == 3

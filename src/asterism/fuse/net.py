@@ -74,5 +74,5 @@ class TransferNet(nn.Module):
 def net_for(tokens: Tokens, width: int, settings: FusionSettings, seed: int) -> TransferNet:
     """A net for one function's tokens, its first weights drawn from the seed; the process's own random state stays."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return TransferNet(tokens.height, tokens.rank, width, tokens.blocks.shape[1], settings)
