@@ -124,9 +124,9 @@ def test_the_first_measurement_is_the_targets_own(done):
 
 
 def test_fusing_lowers_the_loss(here):
-    here.fuse("long", steps=30, schedule="constant", held_out=0)
+    here.fuse("long", steps=16, schedule="constant", held_out=0, save_every=100)
     losses = [entry["loss"] for entry in told(here.root / "long")["history"]]
-    assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
+    assert sum(losses[-4:]) < 0.98 * sum(losses[:4])
 
 
 def test_fusion_and_control_see_the_same_batches(here, monkeypatch):
