@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from asterism.fuse.alignment import align
+from asterism.fuse.experts import open_expert
 from asterism.fuse.prediction import Predictor
 from asterism.fuse.settings import FusionSettings
+from asterism.models.adapters import write_adapter
+from asterism.models.anatomy import anatomy_of, skeleton
+from asterism.models.changes import LowRank
 from tests import tiny
 from tests.fuse import oracles
 
@@ -265,3 +269,20 @@ def test_the_penalty_is_a_mean_over_functions(expert):
     parts = [both._penalty(both._transfer(function), both._of(function), directions, generator) for function in both.slots]
     assert len(parts) == 6
     torch.testing.assert_close(both.penalty, sum(parts) / 6)
+
+
+def test_a_source_of_seventy_billion_parameters_costs_what_its_adapter_does(expert, tmp_path):
+    """Its config alone is there; the nets see two small blocks of its adapter a layer."""
+    config = tiny.tiny_config(
+        "llama", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, vocab_size=128256
+    )
+    anatomy = anatomy_of(skeleton(config))
+    assert sum(np.prod(shape) for shape in anatomy.shapes.values()) > 6e10
+    names = [f"model.layers.{block}.self_attn.k_proj.weight" for block in (78, 79)]
+    changes = {name: LowRank(torch.randn(anatomy.shapes[name][0], 1), torch.randn(1, 8192)) for name in names}
+    write_adapter(tmp_path / "huge", changes, "huge", anatomy)
+    target, source = expert("t", "llama", is_target=True), open_expert(config, tmp_path / "huge")
+    settings = SMALL.changed(block=8192)
+    predictor = predictor_of(target, {"s": source}, settings)
+    assert dict(predictor.named_buffers())["_tokens.k.blocks"].shape == (2, 4, 8192 * 2)
+    assert len(stirred(predictor)()) == 2
