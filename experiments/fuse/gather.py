@@ -41,7 +41,7 @@ def gather(shops: Sequence[Workshop], parts: Sequence[str], scale: str, machine:
             where = {"part": part, "setting": setting}
             made = summed(rows, scale)
             scores += [where | row for row in made["scores"]]
-            gains += [where | row for row in made["gains"]]
+            gains += [where | row for row in made["gains"] if row["task"] == ALL or {row["candidate"], row["rival"]} & {FUSED}]
     minutes = [{"part": part, "by_seed": [value.get("minutes") for value in values]} for part, values in found.items()]
     return results | {"minutes": minutes, "scores": scores, "gains": gains, "facts": facts}, raw
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from asterism.core.errors import UnknownName
 from asterism.core.settings import Settings
+from asterism.evaluate.family import MERGES
 from asterism.fuse.settings import FusionSettings
 from asterism.models.settings import TrainingSettings
 from experiments.constellation.rung import Scratch
@@ -93,6 +94,9 @@ class Recipe(Settings):
     """Values of mu_gate that are tried beside the recipe's."""
     unmarked: tuple[str, ...] = ()
     """Tasks that are told by the loss of the response alone."""
+
+    merges: tuple[str, ...] = MERGES
+    """In-family merges that are tuned and scored; the paper's by default."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> Recipe:

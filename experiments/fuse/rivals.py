@@ -11,7 +11,7 @@ import torch
 
 from asterism.core.storage import digest_of
 from asterism.evaluate.answerers import OfEnsemble
-from asterism.evaluate.family import MERGES, TARGET, family_library, merged_candidates
+from asterism.evaluate.family import TARGET, family_library, merged_candidates
 from asterism.fuse.distillation import DistillationSettings, Teacher, distil
 from asterism.fuse.ensembles import KINDS
 from asterism.models.starts import pretrained
@@ -34,7 +34,7 @@ def rivals(shop: Workshop, setting: Setting) -> list[Row]:
         name = SOURCE if len(setting.sources) == 1 else f"{SOURCE} {number + 1}"
         rows += told(setting, name, shop.rows(shop.model(f"alone/{source.name}", "a source's own model", source), setting.tasks))
     rows += told(setting, FUSELLM, distilled(shop, setting))
-    for method in MERGES:
+    for method in shop.recipe.merges:
         rows += told(setting, method, merged(shop, setting, method))
     for kind in KINDS:
         rows += told(setting, kind, ensembled(shop, setting, kind))
