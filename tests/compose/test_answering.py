@@ -85,7 +85,7 @@ def test_an_answer_ends_where_the_model_ends_it(built, monkeypatch):
     library = built.library
     text = answer(library, built, TEXTS[:1], max_new_tokens=6, renew=2)[0].text
     third = continued(library, Composer(library).materialise(built.mixture(TEXTS[0])), library.tokenizer(TEXTS[0])["input_ids"], 2)[-1]
-    monkeypatch.setattr("asterism.compose.answering._ends", lambda composer: {third})
+    monkeypatch.setattr("asterism.compose.answering.ending_tokens", lambda model, tokenizer: {third})
     short = answer(library, built, TEXTS[:1], max_new_tokens=6, renew=2)[0].text
     assert text.startswith(short)
     assert len(short) < len(text)

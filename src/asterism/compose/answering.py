@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from asterism.compose.composer import Composer
 from asterism.compose.refining import refined
@@ -16,8 +15,9 @@ from asterism.constellation.index import Constellation
 from asterism.constellation.mixture import Mixture
 from asterism.constellation.settings import MixtureSettings
 from asterism.core.errors import DataError
-from asterism.models.batching import pad_id, tokenise
+from asterism.models.batching import left_padded, pad_id, tokenise
 from asterism.models.library import Library
+from asterism.models.responses import ending_tokens
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def answer(
     settings, window = mixture or mixture_settings(len(constellation.domains), composition), constellation.settings.max_length
     composer, tokenizer = Composer(library, composition), library.tokenizer
     rows = _tokens(library, texts, max_new_tokens)
-    ids, mask = _left_padded(library, rows)
+    ids, mask = (each.to(library.device) for each in left_padded(rows, pad_id(tokenizer)))
     asked: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     asked |= dict(pad_token_id=pad_id(tokenizer), return_dict_in_generate=True)
     torch.manual_seed(seed)
@@ -61,7 +61,7 @@ def answer(
         found = constellation.mixtures(read, settings)
         return [refined(composer, one, own, steps=refine) for one, own in zip(found, tokens, strict=True)] if refine else found
 
-    made, cache, width, ends = mixtures(texts, rows), None, ids.shape[1], _ends(composer)
+    made, cache, width, ends = mixtures(texts, rows), None, ids.shape[1], ending_tokens(composer.model, tokenizer)
     while True:
         left = max_new_tokens - (ids.shape[1] - width)
         given = dict(input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=min(renew or left, left))
@@ -86,12 +86,6 @@ def _continued(composer: Composer, mixtures: Sequence[Mixture], asked: dict[str,
         return model.generate(**asked)
 
 
-def _ends(composer: Composer) -> set[int]:
-    """Tokens that end an answer: the tokenizer's and those of the model's generation settings."""
-    known = getattr(composer.model.generation_config, "eos_token_id", None)
-    return {end for end in (composer.library.tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])) if end is not None}
-
-
 def _until(tokens: list[int], ends: set[int]) -> list[int]:
     """The tokens up to the first that ends the answer, that one included."""
     return next((tokens[: place + 1] for place, token in enumerate(tokens) if token in ends), tokens)
@@ -106,14 +100,3 @@ def _tokens(library: Library, texts: Sequence[str], room: int) -> list[list[int]
         mend = f"shorten the text or ask for fewer new tokens: the model has {positions} positions"
         raise DataError("A text leaves no room for its answer.", met=f"{longest} tokens + {room} new ones", mend=mend)
     return tokens
-
-
-def _left_padded(library: Library, tokens: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, both [B, T], padded on the left so that every row's next token is its answer's first."""
-    longest = max(map(len, tokens))
-    ids = torch.full((len(tokens), longest), pad_id(library.tokenizer))
-    mask = torch.zeros_like(ids)
-    for row, own in enumerate(tokens):
-        ids[row, longest - len(own) :] = torch.tensor(own)
-        mask[row, longest - len(own) :] = 1
-    return ids.to(library.device), mask.to(library.device)

@@ -75,6 +75,17 @@ def batches(token_lists: Sequence[Sequence[int]], *, max_tokens: int = 4096, pad
     return [_padded(token_lists, group, pad) for group in groups]
 
 
+def left_padded(token_lists: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, both [B, T] int64, padded on the left so that every row's next token is its answer's first."""
+    longest = max(map(len, token_lists))
+    ids = torch.full((len(token_lists), longest), pad)
+    mask = torch.zeros_like(ids)
+    for row, own in enumerate(token_lists):
+        ids[row, longest - len(own) :] = torch.tensor(own)
+        mask[row, longest - len(own) :] = 1
+    return ids, mask
+
+
 def placed_batches(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, max_tokens: int
 ) -> Iterator[tuple[Batch, list[int]]]:

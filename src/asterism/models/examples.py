@@ -107,10 +107,16 @@ def encoded(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: in
     if room < min(len(prompt), 1):
         met = f"{len(response)} tokens, max_length {max_length}: {example.response[:60]!r}"
         raise DataError("A response is longer than an example may be.", met=met, mend="raise max_length, or leave it out (see `fitting`)")
-    if len(prompt) > room:
-        first = prompt[:1] if room > 1 and prompt[0] == tokenizer.bos_token_id else []
-        prompt = first + prompt[len(prompt) - room + len(first) :]
+    prompt = shortened(tokenizer, prompt, room)
     return prompt + response, len(prompt)
+
+
+def shortened(tokenizer: PreTrainedTokenizerBase, prompt: list[int], room: int) -> list[int]:
+    """The last `room` tokens of a prompt that is longer, a begin token kept where there is room for more."""
+    if len(prompt) <= room:
+        return prompt
+    first = prompt[:1] if room > 1 and prompt[0] == tokenizer.bos_token_id else []
+    return first + prompt[len(prompt) - room + len(first) :]
 
 
 def fitting(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example], max_length: int, *, chat: bool = True) -> list[Example]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from asterism.core.errors import DataError, SettingsError
 from asterism.core.progress import counting, is_quiet, quiet
-from asterism.models.batching import Batch, batches, pad_id
-from asterism.models.examples import Example, encoded, prompt_ids
+from asterism.models.batching import Batch, batches, left_padded, pad_id
+from asterism.models.examples import Example, encoded, prompt_ids, shortened
 from asterism.models.likelihood import logits_of, token_losses
 from asterism.models.spelling import vocabulary_of
 from asterism.models.types import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,7 +69,7 @@ def answers(
     generator: Any = model
     found: dict[int, str] = {}
     for batch in _shown(batches(prompts, max_tokens=max_tokens, pad=pad_id(tokenizer)), "answers"):
-        ids, mask = _left(batch)
+        ids, mask = left_padded([prompts[row] for row in batch.rows], pad_id(tokenizer))
         asked = dict(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
         written = generator.generate(**asked, pad_token_id=pad_id(tokenizer), eos_token_id=sorted(ends) or None)
         for row, own in zip(batch.rows, written[:, ids.shape[1] :].tolist(), strict=True):
@@ -86,10 +86,7 @@ def prompt_of(tokenizer: PreTrainedTokenizerBase, example: Example, room: int, *
         raise DataError("There is nothing before the answer.", met="an example without a prompt", mend="give every example a prompt")
     if room < 1:
         raise SettingsError("There is no room for a prompt.", met=f"{room} tokens", mend="ask for fewer new tokens, or raise max_length")
-    if len(prompt) <= room:
-        return prompt
-    first = prompt[:1] if room > 1 and prompt[0] == tokenizer.bos_token_id else []
-    return first + prompt[len(prompt) - room + len(first) :]
+    return shortened(tokenizer, prompt, room)
 
 
 def ending_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str | None = None) -> set[int]:
@@ -99,13 +96,6 @@ def ending_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, st
     if not stop:
         return ends
     return ends | {token for token, text in enumerate(vocabulary_of(tokenizer).texts) if text and stop.encode() in text}
-
-
-def _left(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Ids and mask [B, T] with the padding on the left, so that every row's next token is its answer's first."""
-    moved = [width - length for width, length in ((batch.ids.shape[1], int(own)) for own in batch.lengths)]
-    ids, mask = (torch.stack([row.roll(by) for row, by in zip(whole, moved, strict=True)]) for whole in (batch.ids, batch.mask))
-    return ids, mask.long()
 
 
 def _shown(made: Sequence[Batch], what: str):
