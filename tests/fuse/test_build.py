@@ -301,6 +301,19 @@ def test_unequal_chat_templates(here):
         here.control("out")
 
 
+def test_nothing_that_pairs(here):
+    tiny.save_lora(tiny.tiny_model("qwen2"), here.root / "mlp", 5, target_modules=["up_proj"])
+    tiny.save_lora(tiny.tiny_model("llama"), here.root / "q alone", 6, target_modules=["q_proj"], base="org/llama")
+    (here.root / "three.json").write_text(tiny.tiny_model("qwen2").config.to_json_string())
+    with pytest.raises(DataError) as caught:
+        here.fuse(
+            "other", target=(here.root / "llama", here.root / "q alone"), sources={"mlp": (here.root / "three.json", here.root / "mlp")}
+        )
+    assert caught.value.wrong == "No module of a source pairs with the target's."
+    assert "q in blocks 0-2" in str(caught.value.met)
+    assert "mlp: up in blocks 0-2" in str(caught.value.met)
+
+
 def test_sources_that_cannot_be_read(here):
     tensors = factors(here.root / "gpt2")
     name = next(iter(tensors))
