@@ -107,6 +107,18 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     assert not (tmp_path / ".parts").exists()
 
 
+def test_a_finished_evaluation_is_not_repeated_and_another_one_is(tmp_path):
+    first, again = Said("target", HALF), Said("target", HALF)
+    results = evaluate_answers([first], TASKS, SETTINGS, out=tmp_path)
+    assert evaluate_answers([again], TASKS, SETTINGS, out=tmp_path) == results
+    assert (len(first.calls), again.calls) == (2, [])
+    other = evaluate_answers([Said("target", RIGHT)], [Task.of("films", LABELS, "exact")], SETTINGS, out=tmp_path)
+    assert other["tasks"][0]["mark"] == "exact"
+    (tmp_path / "results.json").write_text("{")
+    evaluate_answers([again], TASKS, SETTINGS, out=tmp_path)
+    assert len(again.calls) == 2
+
+
 def test_losses_alone_have_no_scores(tmp_path):
     results = evaluate_answers([Said("target", {}), Said("fused", {}, 0.5)], TASKS, SETTINGS.changed(write=False), out=tmp_path)
     assert {row["score"] for row in results["scores"]} == {None}

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from asterism.core.errors import SettingsError
+from asterism.core.errors import SettingsError, StorageError
 from asterism.core.parts import Parts
 from asterism.core.statistics import bootstrap_mean, bootstrap_ratio, ratio_gain
 from asterism.core.storage import digest_of
 from asterism.evaluate.answerers import Answerer, Task
 from asterism.evaluate.marking import marked
-from asterism.evaluate.results import FORMAT, write_results
+from asterism.evaluate.results import FORMAT, read_results, write_results
 from asterism.evaluate.settings import AnswerSettings
 from asterism.evaluate.tables import tables
 
@@ -38,12 +38,16 @@ def evaluate_answers(
     """Score every candidate on every example; leave `rows.parquet` and `results.json` in `out` and return the results.
 
     What a candidate has done of a task is kept until the results are written, so a killed run goes on where it stopped; it is used again
-    as long as the candidate is `told` to be the same. Raises SettingsError for no candidates or tasks, or two of one name.
+    as long as the candidate is `told` to be the same. An evaluation that lies finished in `out` is not repeated. Raises SettingsError for
+    no candidates or tasks, or two of one name.
     """
     settings, out = settings or AnswerSettings(), Path(out)
     _check("candidate", [each.name for each in candidates])
     _check("task", [each.name for each in tasks])
-    texts = {task.name: digest_of([[example.prompt, example.response] for example in task.examples]) for task in tasks}
+    texts = {task.name: digest_of([[example.prompt, example.response] for example in task.examples], task.mark) for task in tasks}
+    origin = {"candidates": {each.name: each.told for each in candidates}, "tasks": texts, "rivals": list(rivals)}
+    if (lying := _finished(out, origin, settings)) is not None:
+        return lying
     parts = Parts(out / ".parts", settings.digest())
     rows: list[dict[str, Any]] = []
     for candidate in candidates:
@@ -57,7 +61,7 @@ def evaluate_answers(
         "scale": settings.scale,
         "seeds": [settings.seed],
         "settings": settings.model_dump(mode="json"),
-        "origin": {"candidates": {each.name: each.told for each in candidates}, "tasks": texts},
+        "origin": origin,
         "tasks": [{"name": task.name, "mark": task.mark, "about": task.about, "n": len(task.examples)} for task in tasks],
         "candidates": {each.name: each.about for each in candidates},
         **summary(rows, settings.scale, rivals),
@@ -180,6 +184,16 @@ def _rows(candidate: Answerer, task: Task, found: Mapping[str, torch.Tensor], se
 def _texts(found: Mapping[str, torch.Tensor]) -> list[str]:
     whole, ends = bytes(found["bytes"].tolist()), torch.cumsum(found["sizes"], dim=0).tolist()
     return [whole[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _finished(out: Path, origin: Mapping[str, Any], settings: AnswerSettings) -> dict[str, Any] | None:
+    """The results that lie in `out`, if they are whole and of this very evaluation."""
+    try:
+        lying, _ = read_results(out)
+    except (StorageError, OSError):
+        return None
+    same = digest_of(lying.get("origin"), lying.get("settings")) == digest_of(origin, settings.model_dump(mode="json"))
+    return lying if same else None
 
 
 def _answers(tasks: Sequence[Task], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

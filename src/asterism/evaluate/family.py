@@ -59,11 +59,13 @@ def merged_candidates(
     methods: Sequence[str] = MERGES,
     state: Path,
     told: Any = None,
+    keep: bool = False,
 ) -> list[OfModel]:
     """Each method as a candidate, with the setting of its grid (`evaluate.tuning.GRIDS`) of the least mean response loss on `validation`.
 
     EMR has nothing to tune and makes a model for each adapter: a task gets that of the adapter of its own name, else the target's. `state`:
-    where losses of what was tried are kept until all is chosen. Raises UnknownName for a method without a grid, DataError for no examples.
+    where losses of what was tried are kept until all is chosen (keep: and longer). Raises UnknownName for a method without a grid,
+    DataError for no examples.
     """
     if not validation:
         raise DataError("Merges are tuned on held-out examples.", met="none", mend="hold some replay examples out (held_out in the recipe)")
@@ -73,7 +75,8 @@ def merged_candidates(
     rows = [[example.prompt, example.response] for example in validation]
     parts = Parts(state, digest_of(library.digests(), rows, settings.digest()))
     found = [_emr(library, told) if method == EMR else _tuned(library, method, validation, settings, parts, told) for method in methods]
-    parts.remove()
+    if not keep:
+        parts.remove()
     return found
 
 

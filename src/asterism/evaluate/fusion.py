@@ -77,7 +77,8 @@ def compare(
         adapters = {TARGET: _folder(recipe.adapter), **(family or {})}
         library = family_library(out / "family", _folder(recipe.model), adapters, device=device)
         told = digest_of(library.digests())
-        candidates += merged_candidates(library, _held_out(recipe), settings, methods=methods, state=out / ".merges", told=told)
+        options: dict[str, Any] = dict(methods=methods, state=out / ".merges", told=told, keep=True)
+        candidates += merged_candidates(library, _held_out(recipe), settings, **options)
     return evaluate_answers(candidates, tasks, settings, out=out / "evaluation", rivals=AGAINST)
 
 
