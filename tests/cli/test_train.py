@@ -26,7 +26,21 @@ def test_generalist_and_specialist_learn_responses(asterism, rows, tmp_path):
     ran = asterism("train", tmp_path / "new", "generalist", "--data", rows / "legal.train.jsonl", "--on-responses", *size, *SHORT)
     assert ran.code == 0, ran.err
     assert ran.answer["examples"] == 6
-    given = ("legal", "--data", rows, "--on-responses", "--held-out", 0.3, "--method", "lora", "--lora-rank", 2, "--accumulation", 2)
+    given = (
+        "legal",
+        "--data",
+        rows,
+        "--on-responses",
+        "--held-out",
+        0.3,
+        "--method",
+        "lora",
+        "--lora-rank",
+        2,
+        "--accumulation",
+        2,
+        "--no-chat",
+    )
     ran = asterism("train", tmp_path / "new", *given, *SHORT)
     assert ran.code == 0, ran.err
     assert Library.open(tmp_path / "new").names == ("legal",)

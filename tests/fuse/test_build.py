@@ -199,7 +199,7 @@ def test_a_finished_fusion_is_not_repeated_and_another_is_refused(here, monkeypa
 
 
 def test_sources_in_a_list_take_the_names_of_their_folders(here):
-    gpt2 = here.sources["gpt2"]
+    gpt2 = (tiny.tiny_config("gpt2"), here.root / "gpt2")  # a config may be given as such
     here.fuse("list", sources=[gpt2, here.sources["qwen2"], gpt2], steps=1, held_out=0)
     assert list(told(here.root / "list")["sources"]) == ["gpt2", "qwen2", "gpt2 2"]
 

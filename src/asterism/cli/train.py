@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -30,11 +32,14 @@ def app(
     share: Annotated[float, typer.Option(min=0, max=1, help="Part of each domain's texts in a folder that the generalist sees.")] = 0.15,
     on_responses: Annotated[
         bool,
-        typer.Option("--on-responses", help="Learn the responses alone, of rows with prompts (in the chat template, if there is one)."),
+        typer.Option("--on-responses", help="Learn the responses alone, of rows with prompts."),
     ] = False,
     held_out: Annotated[
         float, typer.Option(min=0, max=1, help="With --on-responses: share of the rows by whose loss the best state is chosen; 0 for none.")
     ] = 0.0,
+    chat: Annotated[
+        bool, typer.Option("--chat/--no-chat", help="With --on-responses: ask in the tokenizer's chat template, where it has one.")
+    ] = True,
     *,
     given: Given,
 ):
@@ -54,15 +59,15 @@ def app(
     if name != "generalist":
         check_name(name)
     if on_responses:
-        rows: list[Any] = training_examples(data, name)
+        rows = _Rows(examples=training_examples(data, name), held_out=held_out, chat=chat)
     else:
-        rows = training_texts(data, name, share=share, seed=settings.seed)
+        rows = _Rows(training_texts(data, name, share=share, seed=settings.seed))
     if name == "generalist":
         if start:
             model, tokenizer = pretrained(start)
         else:
             model, tokenizer = from_nothing(
-                [f"{row.prompt}\n{row.response}" for row in rows] if on_responses else rows,
+                rows.whole,
                 shape,
                 hidden=hidden,
                 blocks=blocks,
@@ -70,39 +75,42 @@ def app(
                 positions=max(512, settings.max_length),
                 seed=settings.seed,
             )
-        out = _trained(model, tokenizer, rows, library / name, settings, held_out, None, given)
+        out = rows.learn(model, tokenizer, library / name, settings, given)
         _register_generalist(library)
     else:
-        out = _specialist(library, name, rows, settings, held_out, given)
+        out = _specialist(library, name, rows, settings, given)
 
     def show() -> None:
         from asterism.cli.output import line
 
         line(f"{name}: {out}")
 
-    counted = {"examples" if on_responses else "texts": len(rows)}
+    counted = {"examples" if on_responses else "texts": len(rows.examples or rows.texts)}
     return {"name": name, "path": out, **counted, "settings": settings.model_dump(mode="json")}, show
 
 
-def _trained(
-    model: Any,
-    tokenizer: Any,
-    rows: list[str] | list[Example],
-    out: Path,
-    settings: TrainingSettings,
-    held_out: float,
-    base: str | None,
-    given: Given,
-) -> Path:
-    """Train on texts, or on the responses of examples."""
-    from asterism.models.examples import Example, held_apart
-    from asterism.models.training import train, tune
+@dataclass(frozen=True)
+class _Rows:
+    """What is learnt: texts, or the responses of examples."""
 
-    examples = [row for row in rows if isinstance(row, Example)]
-    if not examples:
-        return train(model, tokenizer, [str(row) for row in rows], out, settings, base=base, device=given.device)
-    learnt, apart = held_apart(examples, held_out, settings.seed)
-    return tune(model, tokenizer, learnt, out, settings, held_out=apart, base=base, device=given.device)
+    texts: Sequence[str] = ()
+    examples: Sequence[Example] = ()
+    held_out: float = 0.0
+    chat: bool = True
+
+    @property
+    def whole(self) -> list[str]:
+        """All of it as texts, for a tokenizer to be learnt from."""
+        return [*self.texts, *(f"{example.prompt}\n{example.response}" for example in self.examples)]
+
+    def learn(self, model: Any, tokenizer: Any, out: Path, settings: TrainingSettings, given: Given, base: str | None = None) -> Path:
+        from asterism.models.examples import held_apart
+        from asterism.models.training import train, tune
+
+        if not self.examples:
+            return train(model, tokenizer, self.texts, out, settings, base=base, device=given.device)
+        learnt, apart = held_apart(self.examples, self.held_out, settings.seed)
+        return tune(model, tokenizer, learnt, out, settings, held_out=apart, chat=self.chat, base=base, device=given.device)
 
 
 def _register_generalist(root: Path) -> None:
@@ -112,12 +120,11 @@ def _register_generalist(root: Path) -> None:
         Library.create(root, "generalist", {})
 
 
-def _specialist(root: Path, name: str, rows: list[str] | list[Example], settings: TrainingSettings, held_out: float, given: Given) -> Path:
+def _specialist(root: Path, name: str, rows: _Rows, settings: TrainingSettings, given: Given) -> Path:
     from asterism.models.library import Library
 
     library = Library.open(root, dtype=torch_dtype(given.dtype or "float32"))  # trained in float32 whatever it is stored in
-    base = str(root / "generalist")
-    out = _trained(library.fresh_model(), library.tokenizer, rows, root / name, settings, held_out, base, given)
+    out = rows.learn(library.fresh_model(), library.tokenizer, root / name, settings, given, str(root / "generalist"))
     if is_first_process() and name not in library.names:
         library.add(name, name)
     return out
