@@ -21,6 +21,7 @@ from asterism.fuse.recipe import Recipe, Stage
 from asterism.fuse.replay import learnt_and_held_out, open_target, replay
 from asterism.fuse.stages import place_of
 from asterism.models.adapters import read_adapter, with_adapter
+from asterism.models.digests import folder_digest
 from asterism.models.examples import Example
 from asterism.models.sources import located, recorded
 from asterism.models.starts import pretrained
@@ -58,21 +59,21 @@ def compare(
     target = (recipe.model, recipe.adapter)
     sources = {source.name: source for stage in recipe.stages for source in stage.sources}
     candidates: list[Answerer] = [
-        _adapted(TARGET, "the target's adapter as it was", target, device),
-        _adapted(FUSED, f"fused with {', '.join(sources)}", (recipe.model, fused), device),
+        _adapted(TARGET, "the target's adapter as it was", target, out, device),
+        _adapted(FUSED, f"fused with {', '.join(sources)}", (recipe.model, fused), out, device),
     ]
     if CONTROL in asked:
         place = _controlled(recipe, out / CONTROL, settings, device)
         candidates.append(
-            _adapted(CONTROL, "the target's adapter, trained on the same data without sources", (recipe.model, place), device)
+            _adapted(CONTROL, "the target's adapter, trained on the same data without sources", (recipe.model, place), out, device)
         )
     if FUSELLM in asked:
         place = _distilled(recipe, out / FUSELLM, distillation or DistillationSettings(), settings, device)
         about = "FuseLLM: what the sources say, aligned by edit distance, distilled into the target's adapter"
-        candidates.append(_adapted(FUSELLM, about, (recipe.model, place), device))
+        candidates.append(_adapted(FUSELLM, about, (recipe.model, place), out, device))
     voices = {TARGET: target, **{name: (source.config, source.adapter) for name, source in sources.items()}}
     opened = {name: _opening(*place, device) for name, place in voices.items()}
-    candidates += [OfEnsemble(kind, opened, [_told(*place) for place in voices.values()]) for kind in KINDS if kind in asked]
+    candidates += [OfEnsemble(kind, opened, [_told(*place, out) for place in voices.values()]) for kind in KINDS if kind in asked]
     if methods := [name for name in asked if name in MERGES]:
         adapters = {TARGET: _folder(recipe.adapter), **(family or {})}
         library = family_library(out / "family", _folder(recipe.model), adapters, device=device)
@@ -134,7 +135,7 @@ def _distilled(recipe: Recipe, out: Path, distillation: DistillationSettings, se
         learnt, apart = learnt_and_held_out(stage.data, stage.held_out, stage.training.seed)
         opened = open_target((recipe.model, adapter), place, stage.training)
         teachers = {
-            source.name: Teacher(_told(source.config, source.adapter), _opening(source.config, source.adapter, device))
+            source.name: Teacher(_told(source.config, source.adapter, out.parent), _opening(source.config, source.adapter, device))
             for source in stage.sources
         }
         training = stage.training.changed(method="lora")
@@ -161,9 +162,9 @@ def _held_out(recipe: Recipe) -> list[Example]:
     return [example for stage in recipe.stages for example in learnt_and_held_out(stage.data, stage.held_out, stage.training.seed)[1]]
 
 
-def _adapted(name: str, about: str, place: tuple[str | Path, str | Path], device: str) -> OfModel:
+def _adapted(name: str, about: str, place: tuple[str | Path, str | Path], root: Path, device: str) -> OfModel:
     opening = _opening(*place, device)
-    return OfModel(name, about, _told(*place), lambda _task: opening())
+    return OfModel(name, about, _told(*place, root), lambda _task: opening())
 
 
 def _opening(model: str | Path, adapter: str | Path, device: str) -> Callable[[], Opened]:
@@ -177,8 +178,10 @@ def _opening(model: str | Path, adapter: str | Path, device: str) -> Callable[[]
     return opened
 
 
-def _told(model: str | Path, adapter: str | Path) -> list[str]:
-    return [str(model), read_adapter(_folder(adapter)).digest]
+def _told(model: str | Path, adapter: str | Path, root: Path) -> list[str]:
+    """Digests of both; `root` remembers those of the backbones' files."""
+    root.mkdir(parents=True, exist_ok=True)
+    return [folder_digest(_folder(model), root), read_adapter(_folder(adapter)).digest]
 
 
 def _folder(place: str | Path) -> Path:
