@@ -122,5 +122,3 @@ class _Made(Workshop):
         setting, _, candidate = rest.partition("/")
         own = self.quality.get(f"fused:{setting}", self.quality["fused"]) if candidate == "fused" else self.quality[candidate]
         return own + (self.jitter if candidate == "fused" else 0.0)
-
-

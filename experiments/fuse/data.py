@@ -81,7 +81,7 @@ def task(name: str, recipe: Recipe, folders: Sequence[Path]) -> TaskData:
     Random(f"chosen:{name}").shuffle(train)
     if len(train) < 2 * recipe.validation or not tested:
         met = f"{name}: {len(train)} examples to train on, {len(tested)} held out; {recipe.validation} are to choose"
-        raise DataError("A task has too few examples.", met=met, mend="give more, or lower `validation` or raise `characters` in the recipe")
+        raise DataError("A task has too few examples.", met=met, mend="give more; lower `validation` or raise `characters`")
     return TaskData(name, train[recipe.validation :][: recipe.trained], train[: recipe.validation], tested)
 
 

@@ -119,8 +119,20 @@ def described(shops: Sequence[Workshop]) -> Row:
         }
         for own in shop.settings.values()
     ]  # fmt: skip
-    return {"called": dict(recipe.called), "families": families, "tasks": tasks, "settings": settings, "rates": [dict(s.rates) for s in shops]}
+    return {
+        "called": dict(recipe.called),
+        "families": families,
+        "tasks": tasks,
+        "settings": settings,
+        "rates": [dict(s.rates) for s in shops],
+    }
 
 
 def _member(member: Member) -> Row:
-    return {"name": member.name, "family": member.family, "tasks": list(member.tasks), "rank": member.rank, "random": member.draw is not None}
+    return {
+        "name": member.name,
+        "family": member.family,
+        "tasks": list(member.tasks),
+        "rank": member.rank,
+        "random": member.draw is not None,
+    }

@@ -27,7 +27,9 @@ def plan(recipe: Recipe, root: Path, seeds: Sequence[int], parts: Sequence[str])
         each = "; ".join(f"{count} x {steps(recipe, setting)} steps ({setting.name})" for setting, count in runs)
         lines.append(f"a seed: {part}: {each}, batches of {recipe.training.batch_size * recipe.training.accumulation}")
     total = sum(count * steps(recipe, setting) for runs in trainings(recipe).values() for setting, count in runs)
-    lines.append(f"a seed in all: {total:,} steps of fusions, controls and FuseLLM; {len(recipe.merges)} merges are tuned in three settings")
+    lines.append(
+        f"a seed in all: {total:,} steps of fusions, controls and FuseLLM; {len(recipe.merges)} merges are tuned in three settings"
+    )
     for seed in seeds:
         open_parts = [part for part in parts if not (root / f"seed-{seed}" / "measured" / f"{part}.json").exists()]
         lines.append(f"seed {seed}: to do: {', '.join(open_parts) or 'nothing'}")

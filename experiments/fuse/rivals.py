@@ -76,7 +76,9 @@ def distilled(shop: Workshop, setting: Setting) -> list[Row]:
         at: Any = (model.to(device()), tokenizer)  # pyright: ignore[reportArgumentType]
         distil(at, adapter, teachers, shop.replayed(setting), out, DistillationSettings(), training, **options)
 
-    return shop.rows(shop.model(f"{FUSELLM}/{setting.name}", "FuseLLM", setting.target, lambda: shop.distilled(setting, make)), setting.tasks)
+    return shop.rows(
+        shop.model(f"{FUSELLM}/{setting.name}", "FuseLLM", setting.target, lambda: shop.distilled(setting, make)), setting.tasks
+    )
 
 
 def merged(shop: Workshop, setting: Setting, method: str) -> list[Row]:

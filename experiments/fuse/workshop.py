@@ -108,7 +108,9 @@ class Workshop:
             for member in setting.all_sources:
                 backbone = self.backbone(member.family)
                 sources[member.name] = (backbone if whole else backbone / "config.json", self.expert(member))
-            fuse(self.place(setting.target), sources, self.replayed(setting), out, fusion, self.training(rate), held_out=self.chosen(setting))
+            fuse(
+                self.place(setting.target), sources, self.replayed(setting), out, fusion, self.training(rate), held_out=self.chosen(setting)
+            )
 
         told = [fusion.digest(), *(self._of_expert(member) for member in setting.all_sources)]
         return self._made(out, self._of_learner(setting, rate, *told), make)

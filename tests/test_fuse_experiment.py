@@ -1,0 +1,207 @@
+"""The experiment on fusion at pocket scale: the road on made-up text, killed and resumed, and what it leaves."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet
+import pytest
+import torch
+
+from asterism.core.errors import DataError, SettingsError, StaleError, UnknownName
+from asterism.core.progress import quiet
+from asterism.core.storage import read_json
+from asterism.demo.slots import slot_examples
+from asterism.models.adapters import read_adapter
+from experiments.fuse import __main__ as entry
+from experiments.fuse import data as texts
+from experiments.fuse import workshop
+from experiments.fuse.claims import judged
+from experiments.fuse.plan import members, trainings
+from experiments.fuse.recipe import RECIPES, recipe
+from experiments.fuse.setting import Member, ablations, relatives, sensitivity, settings_of
+from experiments.fuse.workshop import Workshop, chosen_loss
+from tests.fuse_sample import write_data
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Two parts of one seed, killed in the second control and finished in a second run: folders, arguments, results, calls of each run."""
+    root = tmp_path_factory.mktemp("fuse")
+    write_data(root / "data")
+    asked = ["--data", str(root / "data"), "--scale", "pocket", "--out", str(root / "runs"), "--seeds", "42", "--threads", "1"]
+    asked += ["--only", "single", "--only", "unseen"]
+    calls = [Counter(), Counter()]
+    gc.collect()
+    gc.freeze()  # every training collects garbage: what is older than this test is left out of it
+    with quiet():
+        with pytest.MonkeyPatch.context() as patch:
+            counted(patch, calls[0], killed_at=2)
+            with pytest.raises(KeyboardInterrupt):
+                entry.main(asked)
+        assert not (root / "runs" / "pocket" / "results.json").exists()
+        with pytest.MonkeyPatch.context() as patch:
+            counted(patch, calls[1])
+            entry.main(asked)
+    shop = Workshop(recipe("pocket"), texts.read_data(recipe("pocket"), [root / "data"]), root / "runs" / "pocket", 42)
+    yield SimpleNamespace(root=root, runs=root / "runs" / "pocket", asked=asked, calls=calls, results=read(root), shop=shop)
+    gc.unfreeze()
+
+
+def read(root: Path) -> dict:
+    return json.loads((root / "runs" / "pocket" / "results.json").read_text("utf-8"))
+
+
+def counted(patch, calls: Counter, killed_at: int | None = None) -> None:
+    """Count what is trained, fused and scored; the control numbered `killed_at` ends the program."""
+
+    def counting(name: str):
+        real = getattr(workshop, name)
+
+        def call(*given, **named):
+            calls[name] += 1
+            if name == "control" and calls[name] == killed_at:
+                raise KeyboardInterrupt
+            return real(*given, **named)
+
+        patch.setattr(workshop, name, call)
+
+    for name in ("train", "tune", "fuse", "control", "evaluate_answers"):
+        counting(name)
+
+
+def test_what_a_killed_run_has_finished_is_not_done_again(ran):
+    first, second = ran.calls
+    assert first == {"train": 1, "tune": 1, "control": 2, "evaluate_answers": 2}  # the target scored, the control about to be
+    assert (second["train"], second["control"]) == (2, 2)  # the other families; the second rate, and B alone
+    with pytest.MonkeyPatch.context() as patch, quiet():
+        third = Counter()
+        counted(patch, third)
+        entry.main(ran.asked)
+    assert not third
+    assert read(ran.root) == ran.results
+
+
+def test_every_candidate_leaves_its_rows(ran):
+    results = ran.results
+    single = {row["candidate"] for row in results["scores"] if row["part"] == "single"}
+    rivals = {"control_up", "source", "fusellm", "task_arithmetic", "emr", "gac", "unite"}
+    assert single == {"target", "control", "fused", *rivals}
+    assert {row["candidate"] for row in results["scores"] if row["part"] == "unseen"} == {"target", "control", "untuned", "fused"}
+    assert {(row["candidate"], row["n"]) for row in results["scores"] if (row["part"], row["task"]) == ("single", "slots-legal")} >= {
+        ("fused", 3),
+        ("gac", 2),
+    }
+    assert len(judged(results)) > 15
+    rows = pyarrow.parquet.read_table(ran.runs / "rows.parquet").to_pylist()
+    assert {row["part"] for row in rows} == {"single", "unseen"}
+    assert sum((row["part"], row["candidate"]) == ("single", "fused") for row in rows) == 3 * 3
+    assert (ran.runs / "report.html").read_text("utf-8").count("<svg") > 4
+
+
+def test_results_tell_families_tasks_and_what_was_chosen(ran):
+    results = ran.results
+    assert {(own["name"], own["role"], own["blocks"], own["rank"]) for own in results["families"]} == {
+        ("llama", "target", 3, 4),
+        ("qwen2", "source", 2, 3),
+        ("gpt2", "other", 2, 2),
+    }
+    assert {own["name"]: own["marked"] for own in results["tasks"]}["nl2bash"] is False
+    assert results["rates"][0]["control"] in (1e-3, 1e-4)
+    assert all(row["by_seed"][0] > 0 for row in results["minutes"])
+    (fact,) = [fact for fact in results["facts"] if fact["part"] == "single"]
+    assert fact["families"] == {"qwen2-r3-slots-legal-mit-movie": "qwen2"}
+    assert fact["pairs"] == 14
+
+
+def test_the_rate_that_loses_least_is_taken(ran):
+    single = ran.shop.settings["single"]
+    losses = {rate: chosen_loss(ran.shop.control(single, rate=rate)) for rate in (1e-3, 1e-4)}
+    assert ran.shop.rate("control") == min(losses, key=losses.__getitem__)
+
+
+def test_a_random_source_has_the_norms_of_the_trained_one(ran):
+    trained = Member("qwen2", recipe("pocket").tasks["source"], 3)
+    drawn = Member("qwen2", trained.tasks, 3, draw=0)
+    one, other = (read_adapter(ran.shop.expert(own)) for own in (trained, drawn))
+    assert one.pairs.keys() == other.pairs.keys()
+    for parameter, change in one.changes.items():
+        assert torch.allclose(other.changes[parameter].up.norm(), change.up.norm(), rtol=1e-5)
+        assert not torch.allclose(other.changes[parameter].up, change.up)
+
+
+def test_layers_by_cka_read_both_backbones_whole(ran):
+    with quiet():
+        made = ran.shop.fused(ran.shop.settings["single"], "layers by CKA", ablations()["layers by CKA"])
+    told = read_json(made / "fusion.json")
+    assert told["settings"]["layers"] == "cka"
+    assert set(next(iter(told["alignment"]["layers"].values()))) == {"0", "1", "2"}
+
+
+def test_what_was_made_by_another_recipe_is_named(ran):
+    changed = recipe("pocket").changed(expert=recipe("pocket").expert.changed(steps=3))
+    other = Workshop(changed, ran.shop.data, ran.runs, 42)
+    with pytest.raises(StaleError, match="another recipe"):
+        other.expert(other.settings["single"].target)
+
+
+def test_examples_are_learnt_from_choose_or_test(ran):
+    for name, own in ran.shop.data.tasks.items():
+        assert len(own.chosen) == 2, name
+        assert not set(own.train) & set(own.chosen)
+        assert not {*own.train, *own.chosen} & set(own.tested)
+    single, multi = (ran.shop.replayed(ran.shop.settings[name]) for name in ("single", "multi"))
+    assert set(single) < set(multi)
+    assert ran.shop.replayed(ran.shop.settings["irrelevant"]) == single
+
+
+def test_backbones_never_read_a_task(ran):
+    whole = "\n".join(ran.shop.data.texts)
+    for name in ("slots-medical", "slots-legal", "slots-science", "agnews"):
+        own = ran.shop.data.tasks[name]
+        assert not any(example.prompt in whole for example in (*own.train, *own.chosen, *own.tested)), name
+    assert slot_examples("general", 1)[0]["prompt"] in whole
+    assert not any(example.prompt in whole for own in ran.shop.data.tasks.values() for example in own.tested)
+
+
+def test_every_recipe_reads_and_plans(capsys):
+    for path in sorted(RECIPES.glob("*.yaml")):
+        made = recipe(path.stem)
+        assert {task for task in made.all_tasks} <= set(texts.TASKS)
+        assert set(made.all_tasks) | set(made.families) <= set(made.called)
+        entry.main(["--scale", path.stem, "--dry-run", "--out", "nowhere"])
+        assert "to do: single, multi, noisy, sensitivity, ablations, unseen, anchors" in capsys.readouterr().out
+
+
+def test_the_plan_counts_what_the_settings_need():
+    made = recipe("lab")
+    names = [member.name for member in members(made)]
+    assert len(names) == len(set(names)) == 11
+    assert sum(count for runs in trainings(made).values() for _, count in runs) == 6 + 4 + 4 + len(sensitivity(made)) + 7 + 2 + 6
+
+
+def test_merges_take_the_target_and_what_the_sources_know_on_its_backbone():
+    settings = settings_of(recipe("lab"))
+    known = relatives(settings["irrelevant"])
+    assert {own.family for own in known.values()} == {"llama"}
+    assert [own.tasks for own in known.values()] == [("slots-legal", "mit-movie"), ("sst2",), ("gsm8k",)]
+
+
+def test_what_cannot_be_run_is_told(tmp_path):
+    with pytest.raises(UnknownName, match="pocket"):
+        recipe("pockets")
+    with pytest.raises(UnknownName, match="single"):
+        entry.main(["--only", "singel"])
+    with pytest.raises(DataError, match=r"glue/agnews|mit-movie"):
+        texts.read_data(recipe("pocket"), [tmp_path])
+    with pytest.raises(UnknownName, match="task"):
+        texts.task("slotz", recipe("pocket"), [])
+    plain = recipe("pocket").model_dump()
+    with pytest.raises(SettingsError, match="three families"):
+        type(recipe("pocket"))(**{**plain, "roles": {"target": "llama", "source": "llama", "other": "gpt2"}})
+    with pytest.raises(SettingsError, match="tasks of experts"):
+        type(recipe("pocket"))(**{**plain, "texts": {**plain["texts"], "instructed": ("legal",)}})
