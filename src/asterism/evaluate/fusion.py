@@ -71,7 +71,7 @@ def compare(
         place = _distilled(recipe, out / FUSELLM, distillation or DistillationSettings(), settings, device)
         about = "FuseLLM: what the sources say, aligned by edit distance, distilled into the target's adapter"
         candidates.append(_adapted(FUSELLM, about, (recipe.model, place), out, device))
-    voices = {TARGET: target, **{name: (source.config, source.adapter) for name, source in sources.items()}}
+    voices = {"the target": target, **{name: (source.config, source.adapter) for name, source in sources.items()}}
     opened = {name: _opening(*place, device) for name, place in voices.items()}
     candidates += [OfEnsemble(kind, opened, [_told(*place, out) for place in voices.values()]) for kind in KINDS if kind in asked]
     if methods := [name for name in asked if name in MERGES]:
