@@ -19,7 +19,6 @@ from experiments.fuse.data import Data, TaskData
 from experiments.fuse.gather import gather
 from experiments.fuse.parts import PARTS
 from experiments.fuse.recipe import recipe
-from experiments.fuse.setting import NOISY
 from experiments.fuse.workshop import Workshop
 
 SEEDS, TEXTS = (42, 43, 44), 24

@@ -171,7 +171,7 @@ def test_backbones_never_read_a_task(ran):
 def test_every_recipe_reads_and_plans(capsys):
     for path in sorted(RECIPES.glob("*.yaml")):
         made = recipe(path.stem)
-        assert {task for task in made.all_tasks} <= set(texts.TASKS)
+        assert set(made.all_tasks) <= set(texts.TASKS)
         assert set(made.all_tasks) | set(made.families) <= set(made.called)
         entry.main(["--scale", path.stem, "--dry-run", "--out", "nowhere"])
         assert "to do: single, multi, noisy, sensitivity, ablations, unseen, anchors" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import numpy as np
 
 from asterism.core.storage import read_json
 from asterism.fuse.card import RECORD
-from experiments.fuse.rivals import CONTROL, FUSED, TARGET, controlled, fused, plain, rivals, target, told
+from experiments.fuse.rivals import FUSED, fused, plain, rivals, told
 from experiments.fuse.setting import ANCHORS, MULTI, NOISY, SINGLE, UNSEEN, Setting, ablations, sensitivity
 from experiments.fuse.workshop import Row, Workshop, chosen_loss
 

@@ -72,9 +72,9 @@ def distilled(shop: Workshop, setting: Setting) -> list[Row]:
         teachers = {source.name: Teacher([shop.origin, source.name], shop.opened(source)) for source in setting.all_sources}
         backbone, adapter = shop.place(setting.target)
         model, tokenizer = pretrained(str(backbone), dtype=torch.float32)
-        training, options = shop.training(shop.rate("control")), dict(held_out=shop.chosen(setting))
+        training, apart = shop.training(shop.rate("control")), shop.chosen(setting)
         at: Any = (model.to(device()), tokenizer)  # pyright: ignore[reportArgumentType]
-        distil(at, adapter, teachers, shop.replayed(setting), out, DistillationSettings(), training, **options)
+        distil(at, adapter, teachers, shop.replayed(setting), out, DistillationSettings(), training, held_out=apart)
 
     return shop.rows(
         shop.model(f"{FUSELLM}/{setting.name}", "FuseLLM", setting.target, lambda: shop.distilled(setting, make)), setting.tasks

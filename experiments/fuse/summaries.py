@@ -19,7 +19,7 @@ LABELS = {
     UNTUNED: "fused, recipe's settings", "layers by CKA": "layers by CKA",
 }  # fmt: skip
 TITLES = {
-    "single": "A single source", "multi": "Sources of two families", "noisy": "Among noise", "unseen": "A family that nothing was chosen by",
+    "single": "A single source", "multi": "Sources of two families", "noisy": "Among noise", "unseen": "A family nothing was chosen by",
     "anchors": "Other anchors", "sensitivity": "Where alpha and the gates start", "ablations": "Its pieces",
 }  # fmt: skip
 """Parts in words."""
@@ -168,8 +168,8 @@ def _control(view: View, row: Row, where: str) -> str:
         need = f"if that were the true gain, about {enough:,} held-out examples in the place of {row['n']:,} would tell it from none"
     else:
         need = (
-            "more examples would not help; it would need tasks of which far fewer examples can be replayed than the sources learnt from, or "
-            "experts that know what the replay examples do not show"
+            "more examples would not help; it would need tasks of which far fewer examples can be replayed than the sources "
+            "learnt from, or experts that know what the replay examples do not show"
         )
     return f"The control without sources does as well {where}: {told}; {need}."
 
