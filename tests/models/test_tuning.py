@@ -13,8 +13,9 @@ from torch import nn
 from asterism.core.errors import DataError, MismatchError, SettingsError, StaleError, StorageError
 from asterism.core.storage import digest_of
 from asterism.models import engine, runs
-from asterism.models.engine import Work, held_out_loss, settled, work_out
+from asterism.models.engine import Work, settled, work_out
 from asterism.models.examples import Example, Examples, padded
+from asterism.models.held_out import held_out_loss
 from asterism.models.settings import PRESETS, TrainingSettings
 from asterism.models.training import train, tune
 from tests import tiny
@@ -189,7 +190,7 @@ def test_texts_train_by_epochs_and_with_accumulation_too(tmp_path):
     settings = TrainingSettings(epochs=2, batch_size=1, accumulation=3, max_length=24)
     out = train(tiny.tiny_model("llama"), tiny.tiny_tokenizer(), texts, tmp_path / "out", settings, device="cpu")
     record = record_of(out)
-    windows = len(engine.DataLoader(_windows(texts)))
+    windows = len(_windows(texts))
     assert record["settings"]["steps"] == len(record["history"]) == 2 * -(-windows // 3)
     assert record["settings"]["accumulation"] == 3
 

@@ -16,20 +16,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from asterism.core.errors import DataError, SettingsError, UnsupportedError
 from asterism.core.progress import counting
-from asterism.core.storage import read_tensors, replacing, told_as_storage_error, write_json, write_tensors
+from asterism.core.storage import read_tensors, replacing, told_as_storage_error, write_json
+from asterism.models.held_out import Collate, Diverged, HeldOut, only
 from asterism.models.runs import RECORD, claim, last_state, saved_states, state_folder, step_of
 from asterism.models.settings import TrainingSettings
 from asterism.models.silence import silent
 
 Write = Callable[[Path, Mapping[str, Tensor], Mapping[str, Any]], None]
 """(folder, weights by name, the run's record) -> None: writes what a run leaves into a folder that may not exist yet."""
-Collate = Callable[[list[dict[str, Tensor]]], dict[str, Tensor]]
-BEST = "best.safetensors"
 _SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine_to_tenth": {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}
 }
@@ -79,44 +78,23 @@ def work_out(work: Work, out: Path, settings: TrainingSettings, origin: Mapping[
     with silent(), told_as_storage_error(state):
         parts = {name for name, parameter in work.trained.named_parameters() if parameter.requires_grad}
         trainer = _trainer(work, state, settings, device, parts | _buffers(work.trained) if work.parts_alone else None)
-        best = _HeldOut(work, state, settings, parts) if work.held_out is not None else None
+        best = HeldOut(work.held_out, work.collate, state, settings, parts) if work.held_out is not None else None
         try:
             _run(trainer, state, settings, best)
             if best:
                 trainer.accelerator.wait_for_everyone()  # the first process writes the best state
                 best.take(trainer.model)
-            weights = _only(_whole_weights(trainer), parts) if work.parts_alone else _whole_weights(trainer)
+            weights = only(_whole_weights(trainer), parts) if work.parts_alone else _whole_weights(trainer)
             if trainer.is_world_process_zero():
                 record = {**origin, "history": [entry for entry in trainer.state.log_history if {"loss", "held_out_loss"} & entry.keys()]}
                 _save(work, weights, parts, out, settings, record | (best.told(trainer.state) if best else {}))
                 shutil.rmtree(state, ignore_errors=True)
-        except _Diverged as error:
+        except Diverged as error:
             if trainer.is_world_process_zero():
                 shutil.rmtree(state, ignore_errors=True)
             raise DataError("Training diverged.", met=str(error), mend="lower the learning rate; nothing was saved") from None
         trainer.accelerator.wait_for_everyone()
     return out
-
-
-@torch.no_grad()
-def held_out_loss(model: Any, data: Dataset, collate: Collate | None, batch_size: int, device: torch.device | str) -> float:
-    """Nats a token over all tokens that are answers (labels other than -100); the model is left in the mode it was in."""
-    was, total, count = model.training, 0.0, 0
-    model.eval()
-    try:
-        for batch in DataLoader(data, batch_size=batch_size, collate_fn=collate, generator=torch.Generator()):
-            placed = {name: tensor.to(device) for name, tensor in batch.items()}
-            tokens = int((placed["labels"][..., 1:] != -100).sum())
-            if tokens:
-                total += float(model(**placed)["loss"]) * tokens
-                count += tokens
-    finally:
-        model.train(was)
-    return total / max(count, 1)
-
-
-class _Diverged(Exception):  # noqa: N818
-    """A loss or a weight is not finite."""
 
 
 class _Trainer(Trainer):
@@ -145,7 +123,7 @@ class _Trainer(Trainer):
         if self.saved is not None:
             model: Any = self.model
             whole = model.state_dict() if state_dict is None else state_dict
-            state_dict = _only(whole, self.saved)
+            state_dict = only(whole, self.saved)
         super()._save(output_dir, state_dict)
 
 
@@ -199,7 +177,7 @@ def _check_single(arguments: TrainingArguments) -> None:
         arguments._n_gpu = 1
 
 
-def _run(trainer: Trainer, state: Path, settings: TrainingSettings, best: _HeldOut | None = None) -> None:
+def _run(trainer: Trainer, state: Path, settings: TrainingSettings, best: HeldOut | None = None) -> None:
     """Train from the last whole state to the end under the project's progress bar."""
     shown = counting("training", settings.steps) if trainer.is_world_process_zero() else nullcontext(lambda amount=1: None)
     with shown as advance:
@@ -228,54 +206,7 @@ class _Watch(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
-            raise _Diverged(f"the loss is {loss} at step {state.global_step}")
-
-
-class _HeldOut(TrainerCallback):
-    """Measures the held-out examples before the first step, every so many and at the last; keeps the best state, ends without gain.
-
-    What was measured lies in the Trainer's history, which its states hold, so a resumed run knows it.
-    """
-
-    def __init__(self, work: Work, state: Path, settings: TrainingSettings, parts: set[str]) -> None:
-        self.work, self.file, self.settings, self.parts = work, state / BEST, settings, parts
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
-        if state.global_step == 0:
-            self._measure(args, state, model)
-
-    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
-        every = self.settings.evaluate_every or 1
-        if state.global_step % every and state.global_step < state.max_steps:
-            return
-        since = self._measure(args, state, model)
-        if self.settings.patience and since >= self.settings.patience:
-            control.should_training_stop = True
-
-    def take(self, model: Any) -> None:
-        """Give the model its best state."""
-        model.load_state_dict(read_tensors(self.file), strict=False)
-
-    def told(self, state: Any) -> dict[str, Any]:
-        """For the record: the best state's step and loss."""
-        best = min(self._measured(state), key=lambda entry: entry["held_out_loss"])
-        return {"best_step": best["step"], "held_out_loss": best["held_out_loss"]}
-
-    def _measure(self, args: Any, state: Any, model: Any) -> int:
-        """Measurements since the best one, this one included; 0 when this is the best."""
-        work, before = self.work, [entry["held_out_loss"] for entry in self._measured(state)]
-        loss = held_out_loss(model, work.held_out, work.collate, self.settings.batch_size, args.device)  # pyright: ignore[reportArgumentType]
-        if not math.isfinite(loss):
-            raise _Diverged(f"the held-out loss is {loss} at step {state.global_step}")
-        state.log_history.append({"held_out_loss": loss, "step": state.global_step})
-        if before and loss >= min(before):
-            return len(before) - before.index(min(before))
-        if state.is_world_process_zero:
-            write_tensors(self.file, _only(model.state_dict(), self.parts))
-        return 0
-
-    def _measured(self, state: Any) -> list[dict[str, Any]]:
-        return [entry for entry in state.log_history if "held_out_loss" in entry]
+            raise Diverged(f"the loss is {loss} at step {state.global_step}")
 
 
 class _Keep(TrainerCallback):
@@ -301,7 +232,7 @@ def _whole_weights(trainer: Trainer) -> dict[str, Tensor]:
 def _save(work: Work, weights: dict[str, Tensor], parts: set[str], out: Path, settings: TrainingSettings, record: dict) -> None:
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise _Diverged(f"{name} is not finite")
+            raise Diverged(f"{name} is not finite")
     with replacing(out) as temporary:
         work.write(temporary, weights, record)
         if settings.keep_every:
@@ -309,12 +240,8 @@ def _save(work: Work, weights: dict[str, Tensor], parts: set[str], out: Path, se
                 if step_of(state) % settings.keep_every == 0:
                     kept = temporary / "checkpoints" / state.name
                     whole = state / "model.safetensors"
-                    work.write(kept, _only(read_tensors(whole), parts), record) if work.parts_alone else _copy_model(state, kept)
+                    work.write(kept, only(read_tensors(whole), parts), record) if work.parts_alone else _copy_model(state, kept)
         write_json(temporary / RECORD, record)
-
-
-def _only(weights: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in weights.items() if name in names}
 
 
 def _buffers(module: nn.Module) -> set[str]:
