@@ -13,6 +13,7 @@ PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "images" / "who-wi
 EXPERIMENT = ROOT / "experiments" / "constellation"
 MERGES = ROOT / "experiments" / "merge" / "results.json"
 ROUTING = ROOT / "experiments" / "route" / "results.json"
+FUSION = ROOT / "experiments" / "fuse" / "results.json"
 BENCHMARKS = ROOT / "benchmarks" / "results.json"
 sys.path.insert(0, str(ROOT))  # experiments/ is no installed package
 
@@ -24,6 +25,9 @@ from asterism.report.findings import LABELS  # noqa: E402
 from experiments.constellation import summaries, targets  # noqa: E402
 from experiments.constellation.advice import CLOSE  # noqa: E402
 from experiments.constellation.view import View  # noqa: E402
+from experiments.fuse import summaries as fusions  # noqa: E402
+from experiments.fuse.report import size  # noqa: E402
+from experiments.fuse.view import View as Fusions  # noqa: E402
 from experiments.route import summaries as routes  # noqa: E402
 from experiments.route.view import View as Routes  # noqa: E402
 from experiments.tables import Table  # noqa: E402
@@ -43,9 +47,9 @@ LIMITS = {
 HEAD = """# What was measured
 
 Written by `docs/make_results.py` from `results.json`, `ideas.json` and `updating.json` of `experiments/constellation`, `results.json`
-of `experiments/merge` and `experiments/route`, and `benchmarks/results.json`; `make check` holds it in step, and a part whose JSON has
-not been made yet is left out. No figure here was typed by hand. [experiments/LOG.md](../experiments/LOG.md) says what was tried and what
-failed.
+of `experiments/merge`, `experiments/route` and `experiments/fuse`, and `benchmarks/results.json`; `make check` holds it in step, and a
+part whose JSON has not been made yet is left out. No figure here was typed by hand. [experiments/LOG.md](../experiments/LOG.md) says
+what was tried and what failed.
 """
 
 
@@ -260,6 +264,24 @@ def routing(made: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def fusing(made: Mapping[str, Any]) -> list[str]:
+    """Fusion across families: what the sources add, everyone in each part, variants, gates and what became of B."""
+    view = Fusions(made)
+    tasks = [
+        f"{view.called(own['name'])} {own['trained']} / {own['replayed']} / {own['chosen']} / {own['tested']}" for own in made["tasks"]
+    ]
+    return [
+        "## Fusing experts of different families\n",
+        f"`python -m experiments.fuse`, seeds {', '.join(map(str, view.seeds))}. {size(view)}",
+        f"Examples of each task to train an expert on / to replay / to choose by / held out: {'; '.join(tasks)}.",
+        "A gain pairs the marks of two candidates example by example (95 % bootstrap interval; averaged over seeds first). What the paper",
+        "claims is held against these figures in [claims.md](claims.md).\n",
+        *(f"- {line}" for line in fusions.lines(view)),
+        "",
+        *(part for each in fusions.tables(view) for part in markdown(each)),
+    ]
+
+
 def speed(kept: list[dict[str, Any]]) -> list[str]:
     """The benchmarks' metrics beside their limits."""
     rows = [[b["name"], f"`{m}`", f"{v:g}" if v is not None else "-", LIMITS.get(m, "")] for b in kept for m, v in b["metrics"].items()]
@@ -281,6 +303,7 @@ def page() -> str:
         (EXPERIMENT / "updating.json", renewed),
         (MERGES, merges),
         (ROUTING, routing),
+        (FUSION, fusing),
         (BENCHMARKS, speed),
     )
     for path, told in sources:

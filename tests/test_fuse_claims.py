@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,8 @@ from experiments.fuse.view import View, mirrored
 from experiments.verdicts import counted
 from tests.fuse_results import TEXTS, results
 from tests.report.test_html import Page
+
+ROOT = Path(__file__).parents[1]
 
 
 def outcomes(made):
@@ -160,3 +164,20 @@ def test_results_survive_json_and_others_are_refused(paperlike):
     assert outcomes(json.loads(json.dumps(paperlike))) == outcomes(paperlike)
     with pytest.raises(DataError, match="no results of fusions"):
         View({"scores": []})
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_of_the_docs_get_a_part_each(paperlike):
+    page = "\n".join(script("make_results").fusing(paperlike))
+    assert page.startswith("## Fusing experts of different families")
+    assert "### Its pieces" in page
+    assert "| fused |" in page
+    register = "\n".join(script("make_claims").third(paperlike))
+    assert f"**{counted(judged(paperlike))}.**" in register
+    assert register.count("| **held** |") == len(CLAIMS)

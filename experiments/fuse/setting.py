@@ -106,8 +106,7 @@ def ablations() -> dict[str, Mapping[str, Any]]:
 
 def sensitivity(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
     """Candidate -> other starts of alpha, other mu_gate."""
-    alphas: dict[str, Mapping[str, Any]] = {f"alpha {value:g}": {"alpha": value} for value in recipe.alphas if value != recipe.fusion.alpha}
-    gates: dict[str, Mapping[str, Any]] = {
-        f"mu_gate {value:g}": {"mu_gate": value} for value in recipe.gates if value != recipe.fusion.mu_gate
-    }
-    return alphas | gates
+    found: dict[str, Mapping[str, Any]] = {}
+    found |= {f"alpha {value:g}": {"alpha": value} for value in recipe.alphas if value != recipe.fusion.alpha}
+    found |= {f"mu_gate {value:g}": {"mu_gate": value} for value in recipe.gates if value != recipe.fusion.mu_gate}
+    return found
