@@ -82,7 +82,7 @@ class _Made(Workshop):
     def __init__(self, seed: int, quality: Mapping[str, float], noise: float, jitter: float) -> None:
         made = recipe("lab").changed(ensembled=20)
         examples = [Example(f"question {number}", f"answer {number}") for number in range(TEXTS)]
-        data = Data({name: TaskData(name, examples, examples, examples) for name in made.all_tasks}, [])
+        data = Data({name: TaskData(name, examples, examples, examples) for name in made.all_tasks}, [], [])
         super().__init__(made, data, Path("nowhere"), seed)
         self.quality, self.noise, self.jitter = quality, noise, jitter
         self.done: dict[str, Any] = {}

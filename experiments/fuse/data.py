@@ -11,8 +11,9 @@ from asterism.core.corpus import GENERAL, placed_rows, read_texts
 from asterism.core.errors import DataError, UnknownName
 from asterism.core.storage import digest_of
 from asterism.demo.corpus import build_corpus
-from asterism.demo.slots import ASKED, slot_examples
+from asterism.demo.slots import ASKED, other_kinds, slot_examples
 from asterism.models.examples import Example, read_examples
+from experiments.constellation.rung import Scratch
 from experiments.fuse.recipe import Recipe
 
 SLOTS = "slots-"
@@ -48,17 +49,26 @@ class Data:
 
     tasks: dict[str, TaskData]
     texts: list[str]
+    instructed: list[Example]
+    """What the backbones are tuned on after the texts."""
 
     def digest(self) -> str:
         """Of everything."""
         rows = {name: [[row.prompt, row.response] for row in (*own.train, *own.chosen, *own.tested)] for name, own in self.tasks.items()}
-        return digest_of(rows, self.texts)
+        return digest_of(rows, self.backbones())
+
+    def backbones(self) -> str:
+        """Digest of what the backbones learn."""
+        return digest_of(self.texts, [[row.prompt, row.response] for row in self.instructed])
 
 
 def read_data(recipe: Recipe, folders: Sequence[Path]) -> Data:
     """All tasks of the recipe and the backbones' texts. UnknownName for a task that there is none of, DataError for what folders lack."""
     tasks = {name: task(name, recipe, folders) for name in recipe.all_tasks}
-    return Data(tasks, backbone_texts(recipe, folders, {row for own in tasks.values() for row in (*own.chosen, *own.tested)}))
+    if not any(isinstance(family.start, Scratch) for family in recipe.families.values()):
+        return Data(tasks, [], [])  # pretrained backbones are taken as they are
+    apart = {row for own in tasks.values() for row in (*own.chosen, *own.tested)}
+    return Data(tasks, backbone_texts(recipe, folders, apart), instructions(recipe, folders))
 
 
 def task(name: str, recipe: Recipe, folders: Sequence[Path]) -> TaskData:
@@ -86,7 +96,7 @@ def task(name: str, recipe: Recipe, folders: Sequence[Path]) -> TaskData:
 
 
 def backbone_texts(recipe: Recipe, folders: Sequence[Path], apart: set[Example]) -> list[str]:
-    """General text, the generator's prose, instruction sets, GLUE sentences, and slot-filling of other domains; shuffled.
+    """General text, the generator's prose, instruction sets, and GLUE sentences; shuffled.
 
     Nothing of `apart`; of a GLUE set the sentences alone.
     """
@@ -98,10 +108,22 @@ def backbone_texts(recipe: Recipe, folders: Sequence[Path], apart: set[Example])
         rows = [row for row in _split(name, "train", folders) if row not in apart and len(row.prompt + row.response) <= recipe.characters]
         told = [row.prompt.split("\n")[0] if name in GLUE else f"{row.prompt}\n{row.response}" for row in rows]
         texts += _sample(told, sizes.instruct, name)
-    for domain in sizes.instructed:
-        texts += [f"{row['prompt']}\n{row['response']}" for row in slot_examples(domain, sizes.slots)]
     Random(0).shuffle(texts)
     return texts
+
+
+def instructions(recipe: Recipe, folders: Sequence[Path]) -> list[Example]:
+    """Slot-filling of every domain by kinds that no expert is asked for, and examples of the recipe's further tasks; shuffled."""
+    rows = []
+    for domain in ASKED:
+        known = f"{SLOTS}{domain}" in recipe.all_tasks
+        kinds = other_kinds(domain) if known else [*ASKED[domain], *other_kinds(domain)]
+        rows += read_examples(slot_examples(domain, recipe.texts.slots, kinds=kinds))
+    for name, count in recipe.texts.instructed.items():
+        own = task(name, recipe, folders)
+        rows += [*own.train, *own.chosen][:count]
+    Random(0).shuffle(rows)
+    return rows
 
 
 def replayed(data: Data, recipe: Recipe, tasks: Sequence[str], seed: int) -> list[Example]:

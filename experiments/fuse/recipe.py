@@ -29,7 +29,7 @@ class Family(Settings):
 
 
 class Texts(Settings):
-    """What the backbones are trained on: texts of each kind, at most so many."""
+    """What the backbones learn: texts of each kind, then examples of instructions, at most so many."""
 
     general: int = Field(ge=1)
     """Passages of general text."""
@@ -37,10 +37,10 @@ class Texts(Settings):
     """Texts of each of the generator's five domains."""
     instruct: int = Field(ge=0)
     """Prompts with responses of each instruction set's training split, and training sentences of each GLUE set without their labels."""
-    slots: int = Field(ge=0)
-    """Slot-filling examples of each domain in `instructed`, written out."""
-    instructed: tuple[str, ...] = ()
-    """Domains whose slot-filling the backbones know, so that the form is known and the tasks are not; none of any expert's."""
+    slots: int = Field(ge=1)
+    """Slot-filling examples of each domain, of kinds that no expert is asked for: the backbones know the form and not the tasks."""
+    instructed: dict[str, int] = Field(default_factory=dict)
+    """Further tasks that the backbones learn, none of any expert's -> examples."""
 
 
 class Recipe(Settings):
@@ -65,7 +65,9 @@ class Recipe(Settings):
     texts: Texts
     """What the backbones read."""
     backbone: TrainingSettings
-    """How each backbone is trained."""
+    """How each backbone is trained on texts."""
+    instruct: TrainingSettings
+    """How it is then tuned, all of it, on instructions."""
     expert: TrainingSettings
     """How each expert is trained on its tasks; the family's rank replaces the rank."""
     trained: int = Field(ge=2)
@@ -106,7 +108,7 @@ class Recipe(Settings):
             raise ValueError(f"roles name families that are not there: {', '.join(unknown)}")
         if len(set(self.roles.values())) < len(ROLES):
             raise ValueError("target, source and other are three families")
-        if both := {f"slots-{name}" for name in self.texts.instructed} & set(self.all_tasks):
+        if both := set(self.texts.instructed) & set(self.all_tasks):
             raise ValueError(f"texts.instructed are tasks of experts, too: {', '.join(sorted(both))}")
         if set(self.rates) != {"fused", "control"} or not all(self.rates.values()):
             raise ValueError("rates are tried of fused and of control")

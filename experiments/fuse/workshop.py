@@ -72,8 +72,11 @@ class Workshop:
 
         def make() -> None:
             if isinstance(start, Scratch):
-                model, tokenizer = from_nothing(self.data.texts, seed=0, **start.model_dump())
-                train(model, tokenizer, self.data.texts, out, self.recipe.backbone)
+                read = out.with_name(f"{family}-texts")
+                if not read.exists():
+                    model, tokenizer = from_nothing(self.data.texts, seed=0, **start.model_dump())
+                    train(model, tokenizer, self.data.texts, read, self.recipe.backbone)
+                tune(*pretrained(str(read)), self.data.instructed, out, self.recipe.instruct)
             elif not out.exists():
                 model, tokenizer = pretrained(start)
                 with replacing(out) as temporary:
@@ -246,7 +249,7 @@ class Workshop:
     def _of_backbone(self, family: str) -> str:
         start = self.recipe.families[family].start
         known = start.model_dump(mode="json") if isinstance(start, Scratch) else start
-        return digest_of(known, self.recipe.backbone.digest(), self._texts)
+        return digest_of(known, self.recipe.backbone.digest(), self.recipe.instruct.digest(), self._texts)
 
     def _of_expert(self, member: Member) -> str:
         rows = [told([*self.data.tasks[task].train, *self.data.tasks[task].chosen]) for task in member.tasks]
@@ -258,7 +261,7 @@ class Workshop:
 
     @cached_property
     def _texts(self) -> str:
-        return digest_of(self.data.texts)
+        return self.data.backbones()
 
     def _random(self, member: Member, out: Path) -> None:
         """An adapter of normal random numbers whose factors have the norms of the trained one's."""

@@ -9,7 +9,7 @@ import pytest
 from asterism.core.errors import SettingsError, UnknownName
 from asterism.demo.corpus import LEXICONS
 from asterism.demo.grammar import plural
-from asterism.demo.slots import ASKED, NOTHING, items, slot_examples
+from asterism.demo.slots import ASKED, NOTHING, items, other_kinds, slot_examples
 from asterism.evaluate.marking import items as marked_items
 from asterism.evaluate.marking import mark_for
 
@@ -65,8 +65,18 @@ def test_held_out_texts_are_never_shown_whatever_the_seed():
     assert not shown & (texts(slot_examples("science", 60, heldout=True)) | texts(slot_examples("science", 60, seed=1, heldout=True)))
 
 
+def test_other_kinds_are_asked_where_they_are_named():
+    kinds = other_kinds("medical")
+    assert set(kinds) | set(ASKED["medical"]) == set(LEXICONS["medical"].kinds)
+    asked = {kind for example in slot_examples("medical", 40, kinds=kinds) for kind in re.findall(r"each (\w+)", example["prompt"])}
+    assert asked <= set(kinds)
+    assert len(asked) > 4
+
+
 def test_what_cannot_be_made_is_refused():
     with pytest.raises(UnknownName, match="medical"):
         slot_examples("medicine", 1)
+    with pytest.raises(UnknownName, match="drug"):
+        slot_examples("medical", 1, kinds=["drugs", "organ"])
     with pytest.raises(SettingsError, match="0 or more"):
         slot_examples("medical", -1)

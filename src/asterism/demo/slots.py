@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from functools import cache
 
 from asterism.core.draws import stream_key
@@ -20,7 +21,7 @@ ASKED: dict[str, tuple[str, ...]] = dict(
     science=("instrument", "particle", "substance", "organism"),
     general=("food", "animal", "plant", "building"),
 )
-"""Domain -> the kinds of its lexicon that are asked for: their words share no spelling."""
+"""Domain -> the kinds of its lexicon that are asked for unless others are named: their words share no spelling."""
 NOTHING = "none"
 """The response where a text names nothing of what is asked."""
 APART = 8
@@ -29,34 +30,48 @@ _BARE = 0.2
 """Share of the texts without anything to find that are kept."""
 
 
-def slot_examples(domain: str, count: int, seed: int = 0, *, heldout: bool = False) -> list[dict[str, str]]:
-    """`count` different examples, {"prompt", "response"}: two sentences of a domain's prose, and what they name of two kinds.
+def slot_examples(
+    domain: str, count: int, seed: int = 0, *, heldout: bool = False, kinds: Sequence[str] | None = None
+) -> list[dict[str, str]]:
+    """`count` different examples, {"prompt", "response"}: a sentence or two of a domain's prose, and what they name of two kinds.
 
     The response is `drug: insulin; condition: asthma` in the order of the text, each word once, or `none`. Equal arguments give equal
     examples, more of them begin with the same. Whether a text is held out is decided by the text alone, so examples of the two kinds
-    never share one, whatever their seeds. UnknownName for a domain that the generator has not, SettingsError for a negative count.
+    never share one, whatever their seeds. kinds: of the lexicon, two are drawn for each example; ASKED by default.
+    UnknownName for a domain or kind that the generator has not, SettingsError for a negative count.
     """
     if domain not in ASKED:
         raise UnknownName("domain of the generator", domain, ASKED)
     if count < 0:
         raise SettingsError("A count is a number of examples.", met=count, mend="0 or more")
+    pool = tuple(ASKED[domain] if kinds is None else kinds)
+    for kind in pool:
+        if kind not in LEXICONS[domain].kinds:
+            raise UnknownName(f"kind of {domain} words", kind, LEXICONS[domain].kinds)
     rng = random.Random(f"slots:{domain}:{seed}")
     found: dict[str, str] = {}
     for _ in range(300 * count):
         if len(found) == count:
             break
         text = _text(rng, domain)
-        kinds = rng.sample(ASKED[domain], 2)
-        named = items(text, domain, kinds)
+        asked = rng.sample(pool, 2)
+        named = items(text, domain, asked)
         bare = rng.random()
-        if is_held_out(text) == heldout and (named or bare < _BARE) and not _unclear(text, domain, kinds):
+        if is_held_out(text) == heldout and (named or bare < _BARE) and not _unclear(text, domain, asked):
             response = "; ".join(f"{kind}: {word}" for kind, word in named) or NOTHING
-            found.setdefault(f"List each {kinds[0]} and each {kinds[1]} of the text.\nText: {text}\nAnswer:", response)
+            found.setdefault(f"List each {asked[0]} and each {asked[1]} of the text.\nText: {text}\nAnswer:", response)
     assert len(found) == count, f"the generator repeats itself: {len(found)} of {count} examples"
     return [{"prompt": prompt, "response": response} for prompt, response in found.items()]
 
 
-def items(text: str, domain: str, kinds: list[str] | tuple[str, ...]) -> list[tuple[str, str]]:
+def other_kinds(domain: str) -> list[str]:
+    """The kinds of a domain's lexicon that are not in ASKED. UnknownName for a domain that the generator has not."""
+    if domain not in ASKED:
+        raise UnknownName("domain of the generator", domain, ASKED)
+    return [kind for kind in LEXICONS[domain].kinds if kind not in ASKED[domain]]
+
+
+def items(text: str, domain: str, kinds: Sequence[str]) -> list[tuple[str, str]]:
     """(kind, word) of every noun of these kinds that a text names, in the order of the text, each noun once, as it is first spelt there."""
     known = _nouns(domain)
     found: dict[tuple[str, str], tuple[str, str]] = {}
@@ -81,7 +96,7 @@ def _unclear(text: str, domain: str, kinds: list[str]) -> bool:
 
 def _text(rng: random.Random, domain: str) -> str:
     passage = Passage(rng, LEXICONS[domain])
-    return " ".join(write_sentence(passage) for _ in range(2))
+    return " ".join(write_sentence(passage) for _ in range(rng.choice((1, 1, 2))))
 
 
 @cache
