@@ -215,7 +215,9 @@ def merges(made: Mapping[str, Any]) -> list[str]:
         "`python -m experiments.merge`: every method that can merge all specialists of a library, over its usual grid; the setting with",
         "the lowest mean loss on validation probes is scored on the ladder's test probes. Mean loss (per cent of the probes won against",
         "the generalist / best task arithmetic / the default); two domains whole, two domains by continuation, one domain whole; lowest",
-        "loss first. Not static: the default and `fast` (a mixture a probe), `emr` and the routers (a specialist a probe), the ensemble.\n",
+        "loss first. Not static: the default and `fast` (a mixture a probe), `emr` and the routers (a specialist a probe), the ensemble.",
+        "`task_arithmetic` is the best of scales from 0.05 to 1, by the test itself; `task_arithmetic_paper` the best of the paper's 0.3,",
+        "0.5 and 1, which the ladder's tables tell of.\n",
     ]
     for scale in dict.fromkeys(row["scale"] for row in made["losses"]):
         losses = {(row["candidate"], row["task"], row["protocol"]): row["loss"] for row in _pooled(made["losses"], scale)}

@@ -56,6 +56,18 @@ def test_every_method_is_tuned_and_scored_beside_the_ladders_own(ran):
     assert tuned["ties"]["parameters"]["density"] in (0.5, 1.0)
     losses = {row["candidate"] for row in results["losses"]}
     assert {*METHODS, "default", "generalist", "task_arithmetic", "best_single"} <= losses
+
+
+def test_task_arithmetic_is_the_best_of_smaller_scales_too(ran):
+    _, results = ran
+    cell = {row["candidate"]: row["loss"] for row in results["losses"] if (row["task"], row["protocol"]) == ("cross", "whole")}
+    scaled = {name: loss for name, loss in cell.items() if name.startswith("task_arithmetic@")}
+    assert set(scaled) == {"task_arithmetic@0.05", "task_arithmetic@0.1", "task_arithmetic@0.2"}
+    assert cell["task_arithmetic"] == min(cell["task_arithmetic_paper"], *scaled.values())
+
+
+def test_wins_are_told_against_the_rivals(ran):
+    _, results = ran
     assert {(row["candidate"], row["rival"]) for row in results["table"]} >= {("ties", "default"), ("default", "task_arithmetic")}
     assert all(row["n"] == 6 for row in results["losses"] if row["task"] == "cross")
 

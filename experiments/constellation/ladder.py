@@ -33,6 +33,8 @@ FEW = EvaluationSettings(seed=42, single_per_domain=2, cross_per_pair=1)
 """The pocket ladder's."""
 HELD_OUT = 6
 """Validation probes a domain and pair, of those that the test draw leaves over; the pocket ladder has 1."""
+PAPER_SCALES = (0.3, 0.5, 1.0)
+"""Scales of task arithmetic as the paper has them; `experiments.merge` tries smaller ones too."""
 EXAMPLE = "Is a surgeon liable for a nerve injury when the consent form did not name the risk?"
 BUILD = "give every folder with --data; build the code domain from installed packages with the corpus tool (README.md here)"
 MARK, FACTS, EVALUATION, SWEPT, MADE_FROM = "diverged.json", "index.json", "evaluation", "sweeps", "made-from.json"
@@ -145,7 +147,8 @@ def drawing(scale: str) -> EvaluationSettings:
 
 def settings_of(rung: Rung, seed: int) -> EvaluationSettings:
     """How one seed of a rung is evaluated."""
-    return EvaluationSettings(scale=rung.name, seed=seed, max_length=rung.length, paper_layers=rung.last, example=EXAMPLE, refine=1)
+    own = {"scale": rung.name, "max_length": rung.length, "paper_layers": rung.last, "task_arithmetic": PAPER_SCALES}
+    return EvaluationSettings(seed=seed, example=EXAMPLE, refine=1, **own)
 
 
 def place(folder: Path, seed: int) -> Path:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from asterism.constellation.index import Constellation
 from asterism.constellation.probes import draw_index_probes
@@ -23,13 +25,15 @@ from asterism.constellation.settings import IndexSettings
 from asterism.core.corpus import Corpus
 from asterism.core.errors import DataError
 from asterism.core.storage import read_json, write_json
-from asterism.evaluate.candidates import ROUTED, TASK_ARITHMETIC, derived
+from asterism.evaluate.candidates import ROUTED, TASK_ARITHMETIC, derived, static_candidates
 from asterism.evaluate.merges import Merged
+from asterism.evaluate.passes import score_static
 from asterism.evaluate.probes import draw, validation_probes
 from asterism.evaluate.results import read_results
-from asterism.evaluate.tables import tables
+from asterism.evaluate.settings import Protocol
+from asterism.evaluate.tables import best_of, tables
 from asterism.evaluate.tuning import GRIDS, tuned
-from asterism.models.batching import batches, pad_id
+from asterism.models.batching import Batch, batches, pad_id
 from asterism.models.library import Library
 from experiments.commands import ended, parser
 from experiments.compact import write_compact
@@ -38,9 +42,17 @@ from experiments.constellation.ladder import EVALUATION, HELD_OUT, drawing, plac
 from experiments.constellation.models import device
 from experiments.constellation.rung import DOMAINS, Rung, rungs
 
-BESIDE = ("generalist", "best_single", TASK_ARITHMETIC, "uniform", "ensemble", "default", "fast", "paper", ROUTED)
+BESIDE = ("generalist", "best_single", "uniform", "ensemble", "default", "fast", "paper", ROUTED)
 """What the ladder scored that merges are told with."""
+PAPER_ARITHMETIC = "task_arithmetic_paper"
+"""The best of the paper's scales, the ladder's rival; `task_arithmetic` is the best of these and of smaller ones."""
+SMALLER = (0.05, 0.1, 0.2)
+"""Scales of task arithmetic below the paper's: its lowest, 0.3, was the best of it nearly everywhere."""
 RIVALS = ("generalist", TASK_ARITHMETIC, "best_single", "default")
+TOLD = {
+    TASK_ARITHMETIC: "one model: task arithmetic at the best scale from 0.05 to 1, by the test itself",
+    PAPER_ARITHMETIC: "one model: task arithmetic at the best of the paper's scales, 0.3, 0.5 and 1, by the test itself",
+}
 TEXTS = 200
 """Training texts of each domain that merges by data read."""
 
@@ -59,14 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder, rows = given.runs / given.scale / rung.name, []
         for seed in given.seeds:
             own = given.out / given.scale / rung.name / f"seed-{seed}.json"
-            if not own.exists() and _evaluated(folder, seed) and (not given.only or rung.name in given.only):
-                print(f"{rung.name}, seed {seed}", file=sys.stderr)
-                write_json(own, one(rung, corpus, folder, seed, methods, own.with_suffix(""), given.scale))
-            if own.exists():
+            scaled = own.with_name(f"arithmetic-{seed}.json")
+            if _evaluated(folder, seed) and (not given.only or rung.name in given.only):
+                if not own.exists():
+                    print(f"{rung.name}, seed {seed}", file=sys.stderr)
+                    write_json(own, one(rung, corpus, folder, seed, methods, own.with_suffix(""), given.scale))
+                if not scaled.exists():
+                    print(f"{rung.name}, seed {seed}: task arithmetic", file=sys.stderr)
+                    write_json(scaled, arithmetic(rung, corpus, folder, seed, own.with_suffix(""), given.scale))
+            if own.exists() and scaled.exists():
                 found = read_json(own)
                 results["tuned"] += [{"scale": rung.name, "seed": seed, **row} for row in found["tuned"]]
-                results["methods"] |= found["methods"]
-                rows += found["rows"] + _beside(folder, seed)
+                results["methods"] |= found["methods"] | TOLD
+                rows += found["rows"] + _beside(folder, seed, read_json(scaled))
         if rows:
             wins, losses = (_told_of(part) for part in tables([{**row, "group": "all"} for row in rows], rung.name, RIVALS))
             results["table"] += wins
@@ -77,35 +94,63 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(line)
 
 
+@dataclass(frozen=True)
+class Bed:
+    """What merges of one library are scored on."""
+
+    library: Library
+    constellation: Constellation
+    bench: Bench
+
+    @classmethod
+    def of(cls, rung: Rung, corpus: Corpus, folder: Path, seed: int, state: Path, scale: str) -> Bed:
+        """The ladder's library, index and test probes; what is read of these is kept under `state`."""
+        library = Library.open(place(folder, seed), device=device())
+        index = draw_index_probes(corpus, DOMAINS, rung.probes, seed)
+        constellation = Constellation.build(library, index, IndexSettings(max_length=rung.length))
+        return cls(library, constellation, Bench(library, draw(corpus, DOMAINS, drawing(scale)), settings_of(rung, seed), state / "test"))
+
+    @property
+    def batched(self) -> list[Batch]:
+        return batches(self.bench.tokens, max_tokens=self.bench.settings.max_tokens, pad=pad_id(self.library.tokenizer))
+
+    def rows(self, candidate: str, losses: Mapping[Any, Tensor]) -> list[dict[str, Any]]:
+        """A row a protocol and probe, as the ladder's evaluation has them."""
+        settings = self.bench.settings
+        return [
+            {
+                "scale": settings.scale, "seed": settings.seed, "protocol": protocol, "task": "cross" if probe.is_cross else "single",
+                "group": probe.group, "probe": probe.id, "candidate": candidate, "loss": loss,
+            }
+            for protocol in settings.protocols
+            for probe, loss in zip(self.bench.probes, losses[protocol].tolist(), strict=True)
+        ]  # fmt: skip
+
+
 def one(rung: Rung, corpus: Corpus, folder: Path, seed: int, methods: Sequence[str], state: Path, scale: str) -> dict[str, Any]:
     """One library's merges: {"tuned": settings and validation losses, "methods": what each is, "rows": a row a probe}."""
-    library = Library.open(place(folder, seed), device=device())
-    settings = settings_of(rung, seed)
-    index = draw_index_probes(corpus, DOMAINS, rung.probes, seed)
-    constellation = Constellation.build(library, index, IndexSettings(max_length=rung.length))
-    test = draw(corpus, DOMAINS, drawing(scale))
+    bed = Bed.of(rung, corpus, folder, seed, state, scale)
+    library, settings, batched = bed.library, bed.bench.settings, bed.batched
     held = validation_probes(corpus, DOMAINS, drawing(scale), per_group=1 if scale == "pocket" else HELD_OUT)
     texts = {name: corpus.train[name][:TEXTS] for name in DOMAINS}
     best = tuned(library, methods, held, settings, texts=texts, state=state / "tuning")
-    bench = Bench(library, test, settings, state / "test")
-    picks = {protocol: derived(bench.reading, constellation, protocol)[ROUTED][1] for protocol in settings.protocols}
-    batched = batches(bench.tokens, max_tokens=settings.max_tokens, pad=pad_id(library.tokenizer))
-    rows: list[dict[str, Any]] = []
-    for merged in best:
-        losses = merged.score(library, picks, batched, len(test))
-        rows += [
-            {
-                "scale": rung.name, "seed": seed, "protocol": protocol, "task": "cross" if probe.is_cross else "single",
-                "group": probe.group, "probe": probe.id, "candidate": merged.name, "loss": loss,
-            }
-            for protocol in settings.protocols
-            for probe, loss in zip(test, losses[protocol].tolist(), strict=True)
-        ]  # fmt: skip
+    picks: dict[Protocol, Tensor] = {
+        protocol: derived(bed.bench.reading, bed.constellation, protocol)[ROUTED][1] for protocol in settings.protocols
+    }
+    rows = [row for merged in best for row in bed.rows(merged.name, merged.score(library, picks, batched, len(bed.bench.probes)))]
     return {
         "tuned": [_told(merged) for merged in best],
         "methods": {merged.name: merged.about.split(" (")[0] for merged in best},
         "rows": rows,
     }
+
+
+def arithmetic(rung: Rung, corpus: Corpus, folder: Path, seed: int, state: Path, scale: str) -> list[dict[str, Any]]:
+    """Rows of task arithmetic at each scale of SMALLER."""
+    bed = Bed.of(rung, corpus, folder, seed, state, scale)
+    wanted = static_candidates(bed.library, bed.bench.settings.changed(task_arithmetic=SMALLER))
+    scaled = [each for each in wanted if each.name.startswith(f"{TASK_ARITHMETIC}@")]
+    return [row for each in scaled for row in bed.rows(each.name, score_static(bed.library, each, bed.batched, len(bed.bench.probes)).loss)]
 
 
 def lines(results: Mapping[str, Any]) -> Iterator[str]:
@@ -131,9 +176,12 @@ def _told_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in found.values() if (row["seed"] == "all") == many]
 
 
-def _beside(folder: Path, seed: int) -> list[dict[str, Any]]:
-    """The ladder's rows of what merges are told with."""
-    return [row for row in read_results(place(folder, seed) / EVALUATION)[1] if row["candidate"] in BESIDE]
+def _beside(folder: Path, seed: int, smaller: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ladder's rows of what merges are told with, and task arithmetic by the paper's scales and by smaller ones too."""
+    known = read_results(place(folder, seed) / EVALUATION)[1]
+    scaled, prefix = [row for row in known if row["candidate"].startswith(f"{TASK_ARITHMETIC}@")], f"{TASK_ARITHMETIC}@"
+    best = best_of(scaled, prefix, PAPER_ARITHMETIC) + best_of([*scaled, *smaller], prefix, TASK_ARITHMETIC)
+    return [*(row for row in known if row["candidate"] in BESIDE), *smaller, *best]
 
 
 def _evaluated(folder: Path, seed: int) -> bool:

@@ -26,8 +26,8 @@ class EvaluationSettings(Settings):
     """Specialists in a mixture; all of them where the library has fewer."""
     paper_layers: int = Field(default=4, ge=1)
     """Blocks that the `paper` candidate composes; all of them where the model has fewer."""
-    task_arithmetic: tuple[Annotated[float, Field(gt=0)], ...] = (0.3, 0.5, 1.0)
-    """Scales of the task-arithmetic baseline; `task_arithmetic` in the tables is the best of them by mean loss."""
+    task_arithmetic: tuple[Annotated[float, Field(gt=0)], ...] = (0.1, 0.2, 0.3, 0.5, 1.0)
+    """Scales of the task-arithmetic baseline (the paper's are 0.3, 0.5, 1.0); `task_arithmetic` in the tables is the best by mean loss."""
     ensembles: bool = True
     """Also score the two logit ensembles (N forward passes a probe, N times the logits in memory)."""
     refine: int = Field(default=0, ge=0)
