@@ -55,28 +55,28 @@ def gain_panels(view: View) -> list[Panel]:
             row = view.gain(part, setting, FUSED, rival)
             if row and row["gain"] is not None:
                 bars.setdefault(f"over the {'target alone' if rival == TARGET else 'control'}", []).append(
-                    (title, 100 * row["gain"], 100 * row["low"], 100 * row["high"])
+                    (title, row["gain"], row["low"], row["high"])
                 )
                 n = max(n, row["n"])
     if not bars:
         return []
     names = [bar[0] for bar in next(iter(bars.values()))]
     title = "What fusing gains"
-    return [Panel(title, ladder(bars, title=title, xlabel=f"points of the score (n up to {n})", apart=names))]
+    return [Panel(title, ladder(bars, title=title, xlabel=f"score gained, 1 is everything (n up to {n})", apart=names))]
 
 
 def variant_panels(view: View, part: str) -> list[Panel]:
     """What each variant of the single fusion is above the recipe's."""
     rows = [(name, row) for name in view.candidates(part, SINGLE) if name != FUSED and (row := view.gain(part, SINGLE, name, FUSED))]
-    bars = [(label(name), 100 * row["gain"], 100 * row["low"], 100 * row["high"]) for name, row in rows if row["gain"] is not None]
+    bars = [(label(name), row["gain"], row["low"], row["high"]) for name, row in rows if row["gain"] is not None]
     if not bars:
         return []
     told, names = f"{TITLES[part]}: gain over the fusion as it is", [bar[0] for bar in bars]
-    return [Panel(told, ladder({"": bars}, title=told, xlabel=f"points of the score (n = {rows[0][1]['n']})", apart=names))]
+    return [Panel(told, ladder({"": bars}, title=told, xlabel=f"score gained, 1 is everything (n = {rows[0][1]['n']})", apart=names))]
 
 
-def change_panels(view: View) -> list[Panel]:
-    """|B_new − B| / |B| by function and setting, the mean over blocks and seeds."""
+def change_panels(view: View) -> tuple[list[Panel], str]:
+    """|B_new − B| / |B| by function and setting, the mean over blocks and seeds, and which setting has which number."""
     rows: dict[str, list[float | None]] = {}
     for part, setting, title in headings(view):
         facts = [fact["by_function"] for fact in view.facts(part, setting)] if part in FUSED_IN else []
@@ -84,7 +84,7 @@ def change_panels(view: View) -> list[Panel]:
             rows[title] = [_mean([fact[function] for fact in facts if fact.get(function) is not None]) for function in FUNCTIONS]
     values = [value for row in rows.values() for value in row if value is not None]
     if not values:
-        return []
+        return [], ""
     title = "Change of B by function"
     shown = [list(column) for column in zip(*rows.values(), strict=True)]
     legend = [f"{number}: {name}" for number, name in enumerate(rows, 1)]
@@ -92,7 +92,7 @@ def change_panels(view: View) -> list[Panel]:
         list(FUNCTIONS), [str(number + 1) for number in range(len(rows))], shown, title=title, unit="|new B − B| / |B|",
         xlabel="setting", high=max(values) or 1.0,
     )  # fmt: skip
-    return [Panel(f"{title} ({'; '.join(legend)})", made)]
+    return [Panel(title, made)], f"Mean over blocks and seeds. {'; '.join(legend)}."
 
 
 def _mean(values: list[float]) -> float | None:

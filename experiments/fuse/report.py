@@ -24,6 +24,7 @@ def write(results: Mapping[str, Any], path: str | Path) -> Path:
 def html(results: Mapping[str, Any]) -> str:
     """The page as a string; equal results give equal text."""
     view, register = View(results), judged(results)
+    changes, legend = panels.change_panels(view)
     lead, *more = [*summaries.lines(view), size(view)]
     return rendered(
         Path(__file__).with_name("fuse.html.j2"),
@@ -35,7 +36,8 @@ def html(results: Mapping[str, Any]) -> str:
         gains=panels.gain_panels(view),
         parts=[(title, panels.score_panels(view, part)) for part, title in summaries.TITLES.items() if part not in VARIED],
         variants=[(summaries.TITLES[part], panels.variant_panels(view, part)) for part in VARIED],
-        changes=panels.change_panels(view),
+        changes=changes,
+        legend=legend,
         tables=summaries.tables(view),
         themes=by_theme(register),
         counted=counted(register),

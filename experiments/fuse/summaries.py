@@ -77,7 +77,7 @@ def beside_control(view: View) -> Table:
         enough = needed(gains[1]) if gains[1] else None
         rows.append((title, *told, None if enough is None else f"{enough:,}"))
     columns = ("setting", "over the target", "over the control", "loss saved, target", "loss saved, control", "examples that would tell")
-    note = "The last column: so many held-out examples would tell the gain over the control from none, were it the true one."
+    note = "Examples that would tell: so many held-out ones would tell the gain over the control from none, were it the true one."
     return Table("Control", "What the sources add", columns, tuple(rows), note)
 
 
@@ -180,12 +180,12 @@ def _rivals(view: View, part: str, setting: str, words: str) -> list[str]:
         return []
     better = [label(name) for name, row in rows.items() if sure(row) == "held"]
     worse = [label(name) for name, row in rows.items() if sure(row) == "not held"]
-    told = f"{words} it is surely better than {_listed(better)} of {len(rows)} rivals"
-    return [f"{told}, surely worse than {_listed(worse)}." if worse else f"{told}."]
+    told = f"{words} it is surely better than {_listed(better, len(rows))}"
+    return [f"{told}, surely worse than {_listed(worse, len(rows))}." if worse else f"{told}."]
 
 
-def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} ({', '.join(names)})" if names else "none"
+def _listed(names: Sequence[str], count: int) -> str:
+    return f"{len(names)} of {count} rivals ({', '.join(names)})" if names else f"none of {count} rivals"
 
 
 def _points(row: Row) -> str:
