@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from asterism.evaluate.answers import ALL
 from asterism.report.bars import share_bars
@@ -55,24 +57,30 @@ def gain_panels(view: View) -> list[Panel]:
             row = view.gain(part, setting, FUSED, rival)
             if row and row["gain"] is not None:
                 bars.setdefault(f"over the {'target alone' if rival == TARGET else 'control'}", []).append(
-                    (title, row["gain"], row["low"], row["high"])
+                    (title, *_points(row))
                 )
                 n = max(n, row["n"])
     if not bars:
         return []
     names = [bar[0] for bar in next(iter(bars.values()))]
     title = "What fusing gains"
-    return [Panel(title, ladder(bars, title=title, xlabel=f"score gained, 1 is everything (n up to {n})", apart=names))]
+    return [Panel(title, ladder(bars, title=title, xlabel=f"points (n up to {n})", apart=names))]
 
 
 def variant_panels(view: View, part: str) -> list[Panel]:
     """What each variant of the single fusion is above the recipe's."""
     rows = [(name, row) for name in view.candidates(part, SINGLE) if name != FUSED and (row := view.gain(part, SINGLE, name, FUSED))]
-    bars = [(label(name), row["gain"], row["low"], row["high"]) for name, row in rows if row["gain"] is not None]
+    bars = [(label(name), *_points(row)) for name, row in rows if row["gain"] is not None]
     if not bars:
         return []
     told, names = f"{TITLES[part]}: gain over the fusion as it is", [bar[0] for bar in bars]
-    return [Panel(told, ladder({"": bars}, title=told, xlabel=f"score gained, 1 is everything (n = {rows[0][1]['n']})", apart=names))]
+    return [Panel(told, ladder({"": bars}, title=told, xlabel=f"points (n = {rows[0][1]['n']})", apart=names))]
+
+
+def _points(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    """A gain and its interval in points of score, of which a hundred are everything."""
+    gain, low, high = (100 * row[part] for part in ("gain", "low", "high"))
+    return gain, low, high
 
 
 def change_panels(view: View) -> tuple[list[Panel], str]:
