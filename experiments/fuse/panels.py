@@ -56,9 +56,7 @@ def gain_panels(view: View) -> list[Panel]:
         for rival in (TARGET, CONTROL):
             row = view.gain(part, setting, FUSED, rival)
             if row and row["gain"] is not None:
-                bars.setdefault(f"over the {'target alone' if rival == TARGET else 'control'}", []).append(
-                    (title, *_points(row))
-                )
+                bars.setdefault(f"over the {'target alone' if rival == TARGET else 'control'}", []).append((title, *_points(row)))
                 n = max(n, row["n"])
     if not bars:
         return []
