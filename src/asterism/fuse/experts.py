@@ -14,7 +14,7 @@ from asterism.models.adapters import Adapter, read_adapter
 from asterism.models.anatomy import anatomy_of, skeleton
 from asterism.models.functions import Slot, slots_of
 from asterism.models.loading import config_at
-from asterism.models.sources import located, recorded
+from asterism.models.sources import folder_at
 from asterism.models.types import PreTrainedConfig
 
 
@@ -58,8 +58,7 @@ def open_expert(model: str | Path | PreTrainedConfig, adapter: str | Path, name:
     an adapter that changes nothing, or nothing in the blocks), UnsupportedError (DoRA and what else is not plain LoRA; an architecture or
     a linear weight that is not known), StorageError (missing or damaged files).
     """
-    here = Path.cwd()
-    folder = located(recorded(adapter, here), here)
+    folder = folder_at(adapter)
     config = config_at(model)
     bare = skeleton(config)
     anatomy = anatomy_of(bare)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from asterism.core.errors import DataError
 from asterism.core.token_alignment import Vocabulary
+from asterism.models.batching import room_of
 from asterism.models.spelling import vocabulary_of
 from asterism.models.types import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -39,7 +40,7 @@ class Voice:
 
     def limit(self, most: int) -> int:
         """Tokens that it reads, at most `most`: as many as it has positions."""
-        return min(most, getattr(self.model.config, "max_position_embeddings", None) or most)
+        return room_of(self.model, most)
 
     def ids(self, text: bytes) -> list[int]:
         """The tokens of an answer or its beginning, as they are trained on: the text by itself, no special tokens.

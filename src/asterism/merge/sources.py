@@ -16,7 +16,7 @@ from asterism.core.storage import read_json
 from asterism.merge.parts import Header, is_head, is_vocabulary, parts_of
 from asterism.merge.references import Origin, Reference
 from asterism.models.checkpoints import Checkpoint
-from asterism.models.sources import HUB, located, recorded
+from asterism.models.sources import HUB, folder_at
 
 if TYPE_CHECKING:
     from asterism.models.adapters import Adapter
@@ -152,10 +152,9 @@ def check_apart(out: str | Path, models: Iterable[Opened]) -> None:
 
 def folder_of(origin: Origin) -> Path:
     """Where a model's files lie: a folder here, else a snapshot from the Hub."""
-    here = Path.cwd()
     if origin.revision is None and Path(origin.path).expanduser().is_dir():
         return Path(origin.path).expanduser()
-    return located(recorded(str(origin), here), here)
+    return folder_at(str(origin))
 
 
 def hub_id(folder: Path) -> str | None:

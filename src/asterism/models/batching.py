@@ -95,12 +95,16 @@ def placed_batches(
     """
     if isinstance(texts, str) or not len(texts):
         raise DataError("A model reads a list of texts, at least one.", met=repr(texts), mend='e.g. ["one text"]')
-    limit = getattr(model.config, "max_position_embeddings", None) or max_length
-    made = batches(tokenise(tokenizer, texts, min(max_length, limit)), max_tokens=max_tokens, pad=pad_id(tokenizer))
+    made = batches(tokenise(tokenizer, texts, room_of(model, max_length)), max_tokens=max_tokens, pad=pad_id(tokenizer))
     with quiet(is_quiet() or len(made) == 1), counting("texts", len(texts)) as advance:
         for batch in made:
             yield batch.to(model.device), list(batch.rows)
             advance(len(batch.rows))
+
+
+def room_of(model: PreTrainedModel, most: int) -> int:
+    """Tokens that a model reads of one text: `most`, or as many as it has positions."""
+    return min(most, getattr(model.config, "max_position_embeddings", None) or most)
 
 
 def finite(pooled: Tensor, texts: Sequence[str]) -> Tensor:

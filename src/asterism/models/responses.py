@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asterism.core.errors import DataError, SettingsError
 from asterism.core.progress import counting, is_quiet, quiet
-from asterism.models.batching import Batch, batches, left_padded, pad_id
+from asterism.models.batching import Batch, batches, left_padded, pad_id, room_of
 from asterism.models.examples import Example, encoded, prompt_ids, shortened
 from asterism.models.likelihood import logits_of, token_losses
 from asterism.models.spelling import vocabulary_of
@@ -32,7 +32,7 @@ def response_losses(
     The first token of a response without a prompt has none. Batches change no result. Raises DataError for no examples, a response that is
     longer than `max_length` or the model's positions (see `asterism.models.examples.encoded`), or a loss that is not finite.
     """
-    limit = _limit(model, max_length)
+    limit = room_of(model, max_length)
     rows = [encoded(tokenizer, example, limit, chat=chat) for example in _some(examples)]
     found: dict[int, Tensor] = {}
     for batch in _shown(batches([ids for ids, _ in rows], max_tokens=max_tokens, pad=pad_id(tokenizer)), "losses"):
@@ -63,7 +63,7 @@ def answers(
     of the model's positions) loses its beginning. Raises DataError for no examples or a prompt without tokens, SettingsError where no room
     is left for any prompt.
     """
-    limit = _limit(model, max_length)
+    limit = room_of(model, max_length)
     prompts = [prompt_of(tokenizer, example, limit - max_new_tokens, chat=chat) for example in _some(examples)]
     ends = ending_tokens(model, tokenizer, stop)
     generator: Any = model
@@ -109,7 +109,3 @@ def _some(examples: Sequence[Example]) -> Sequence[Example]:
     if not examples:
         raise DataError("There are no examples.", met="an empty list", mend="give rows with a prompt and a response")
     return examples
-
-
-def _limit(model: PreTrainedModel, max_length: int) -> int:
-    return min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)

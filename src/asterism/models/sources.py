@@ -69,6 +69,12 @@ def located(source: str, root: Path) -> Path:
     return folder
 
 
+def folder_at(source: str | Path) -> Path:
+    """The folder of what a user names from where they work: itself, or a pinned snapshot from the Hub. StorageError where there is none."""
+    here = Path.cwd()
+    return located(recorded(source, here), here)
+
+
 def config_folder(source: str) -> Path:
     """The cached folder of a Hub model's config.json, the only file that is fetched; `org/name` or `org/name@revision`."""
     name, _, revision = source.removeprefix(HUB).partition("@")

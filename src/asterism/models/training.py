@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from asterism.core.errors import DataError, MismatchError, SettingsError
 from asterism.core.storage import digest_of
 from asterism.models.anatomy import anatomy_of
+from asterism.models.batching import room_of
 from asterism.models.engine import Work, Write, settled, work_out
 from asterism.models.examples import Example, Examples, padded
 from asterism.models.runs import is_finished, origin_of
@@ -151,7 +152,7 @@ def batched(
 
     Cut at `max_length`, or at the model's positions where those are fewer. MismatchError for a token that the model does not know.
     """
-    max_length = min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
+    max_length = room_of(model, max_length)
     data = Examples(tokenizer, examples, max_length, chat=chat)
     measured = Examples(tokenizer, held_out, max_length, chat=chat) if held_out else None
     for part in filter(None, (data, measured)):
