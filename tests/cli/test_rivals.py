@@ -54,6 +54,7 @@ def test_what_cannot_be_compared_is_told(start, asterism):
         return shown.err
 
     assert "Rivals are compared on examples of their own.\n  met:  --rivals without --test" in refused(out, "--rivals", "control")
+    assert "Rivals are compared on examples of their own.\n  met:  --max-new-tokens without --test" in refused(out, "--max-new-tokens", "2")
     assert "Only what is fused can be compared.\n  met:  --test, --report" in refused("--show-alignment", *test, "--report", "x.html")
     assert "did you mean 'control'?" in refused(out, *test, "--rivals", "controll")
     assert "two adapters or more" in refused(out, *test, "--rivals", "ties")

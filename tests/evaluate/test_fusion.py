@@ -12,7 +12,7 @@ from asterism.core.errors import DataError, SettingsError, UnknownName
 from asterism.core.progress import quiet
 from asterism.evaluate.answerers import Task
 from asterism.evaluate.family import family_library, merged_candidates
-from asterism.evaluate.fusion import RIVALS, compare
+from asterism.evaluate.fusion import RIVALS, check, compare
 from asterism.evaluate.marking import marked
 from asterism.evaluate.results import read_results
 from asterism.evaluate.settings import AnswerSettings
@@ -138,6 +138,13 @@ def test_what_a_rival_lacks_is_told(start, tmp_path):
             compare(alone, start / "fused", tasks, [rival], out=tmp_path)
     with pytest.raises(SettingsError, match="two adapters or more"):
         compare(recipe(start), start / "fused", tasks, ["ties"], out=tmp_path)
+    films = {"films": start / "llama-films"}
+    with pytest.raises(SettingsError, match="A family is there to be merged"):
+        check(recipe(start), tasks, ["control"], films)
+    with pytest.raises(SettingsError, match="In a family the target is the recipe's"):
+        check(recipe(start), tasks, ["merges"], {**films, "target": start / "llama-films"})
+    with pytest.raises(DataError, match="Merges are tuned on held-out examples"):
+        check(recipe(start, held_out=0), tasks, ["merges"], films)
     library = family_library(tmp_path / "family", start / "llama", {"target": start / "llama-names", "films": start / "llama-films"})
     with pytest.raises(DataError, match="hold some replay examples out"):
         merged_candidates(library, [], SETTINGS, state=tmp_path / "state")

@@ -50,7 +50,8 @@ def app(
         met = "neither OUT nor --show-alignment" if out is None else "OUT and --show-alignment"
         raise SettingsError("A fusion is written to a folder, or its alignment is shown.", met=met, mend="give one of the two")
     tests = [str(each) for each in test or ()]
-    check_asked(out, tests, rivals=rivals, family=family, report=report)
+    answering = {name: value for name, value in given.values.items() if name != "seed"}
+    check_asked(out, tests, rivals=rivals, family=family, report=report, **answering)
     from asterism.fuse.recipe import Recipe
     from asterism.fuse.stages import alignments, fuse_recipe
 

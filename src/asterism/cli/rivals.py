@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def check_asked(out: Path | None, tests: Sequence[str], **options: Any) -> None:
     """SettingsError for options that need what was not given, tests or something fused; StorageError for a page that cannot be written."""
-    given = [f"--{name}" for name, value in options.items() if value is not None]
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
     if out is None and (tests or given):
         met = ", ".join([*(["--test"] if tests else []), *given])
         raise SettingsError("Only what is fused can be compared.", met=met, mend="give OUT in the place of --show-alignment")
@@ -60,7 +60,7 @@ def compared(recipe: Recipe, out: Path, found: Contest, given: Given) -> dict[st
     """The results of `evaluate.fusion.compare`."""
     from asterism.evaluate.fusion import compare
 
-    settings = given.settings(AnswerSettings).changed(chat=recipe.chat)
+    settings = given.settings(AnswerSettings)
     return compare(recipe, out, found.tasks, found.rivals, settings, family=found.family, device=given.device)
 
 

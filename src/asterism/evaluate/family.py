@@ -51,6 +51,12 @@ def check_family(adapters: Mapping[str, str | Path]) -> None:
         raise SettingsError("A merge takes two adapters or more of one backbone.", met=", ".join(adapters) or "none", mend=mend)
 
 
+def check_validation(examples: Sequence[Example]) -> None:
+    """DataError for no examples to choose a merge's setting by."""
+    if not examples:
+        raise DataError("Merges are tuned on held-out examples.", met="none", mend="hold some replay examples out (held_out in the recipe)")
+
+
 def merged_candidates(
     library: Library,
     validation: Sequence[Example],
@@ -67,8 +73,7 @@ def merged_candidates(
     where losses of what was tried are kept until all is chosen (keep: and longer). Raises UnknownName for a method without a grid,
     DataError for no examples.
     """
-    if not validation:
-        raise DataError("Merges are tuned on held-out examples.", met="none", mend="hold some replay examples out (held_out in the recipe)")
+    check_validation(validation)
     for method in methods:
         if method not in (EMR, "task_arithmetic") and (method not in GRIDS or method not in METHODS):
             raise UnknownName("merge of adapters with a grid", method, [*MERGES, *(name for name in GRIDS if name in METHODS)])

@@ -12,7 +12,7 @@ from asterism.core.errors import DataError, SettingsError, UnknownName
 from asterism.core.storage import digest_of
 from asterism.evaluate.answerers import Answerer, OfEnsemble, OfModel, Opened, Task
 from asterism.evaluate.answers import evaluate_answers
-from asterism.evaluate.family import MERGES, TARGET, check_family, family_library, merged_candidates
+from asterism.evaluate.family import MERGES, TARGET, check_family, check_validation, family_library, merged_candidates
 from asterism.evaluate.settings import AnswerSettings
 from asterism.fuse.control import control
 from asterism.fuse.distillation import DistillationSettings, Teacher, distil
@@ -23,7 +23,7 @@ from asterism.fuse.stages import place_of
 from asterism.models.adapters import read_adapter, with_adapter
 from asterism.models.digests import folder_digest
 from asterism.models.examples import Example
-from asterism.models.sources import located, recorded
+from asterism.models.sources import folder_at
 from asterism.models.starts import pretrained
 
 FUSED, CONTROL, FUSELLM = "fused", "control", "fusellm"
@@ -50,11 +50,11 @@ def compare(
     rivals: `control` (the target's adapter trained on the same data without sources), `fusellm`, `gac`, `unite` (all three need the
     sources' whole models), `merges` (with `family`: name -> another adapter of the target's backbone; the names of single methods, too).
     What is made lies in `out`, FUSED.rivals by default, finished or resumed when called again; the results in its folder `evaluation`.
-    `settings.chat` says how control and FuseLLM read examples, too: as the fusion did.
-    Raises UnknownName for another rival, SettingsError for what a rival lacks, DataError for a test example that is among the replay
-    data, and what making them raises.
+    Examples are read by the recipe's `chat`, as the fusion did, whatever the settings say.
+    Raises what `check` raises, and what making them raises.
     """
-    settings, out = settings or AnswerSettings(), Path(out) if out else Path(fused).with_name(f"{Path(fused).name}.rivals")
+    settings = (settings or AnswerSettings()).changed(chat=recipe.chat)
+    out = Path(out) if out else Path(fused).with_name(f"{Path(fused).name}.rivals")
     asked = check(recipe, tasks, rivals, family)
     target = (recipe.model, recipe.adapter)
     sources = {source.name: source for stage in recipe.stages for source in stage.sources}
@@ -75,8 +75,8 @@ def compare(
     opened = {name: _opening(*place, device) for name, place in voices.items()}
     candidates += [OfEnsemble(kind, opened, [_told(*place, out) for place in voices.values()]) for kind in KINDS if kind in asked]
     if methods := [name for name in asked if name in MERGES]:
-        adapters = {TARGET: _folder(recipe.adapter), **(family or {})}
-        library = family_library(out / "family", _folder(recipe.model), adapters, device=device)
+        adapters = {TARGET: folder_at(recipe.adapter), **(family or {})}
+        library = family_library(out / "family", folder_at(recipe.model), adapters, device=device)
         told = digest_of(library.digests())
         options: dict[str, Any] = dict(methods=methods, state=out / ".merges", told=told, keep=True)
         candidates += merged_candidates(library, _held_out(recipe), settings, **options)
@@ -84,7 +84,11 @@ def compare(
 
 
 def check(recipe: Recipe, tasks: Sequence[Task], rivals: Sequence[str], family: Mapping[str, str | Path] | None = None) -> list[str]:
-    """The rivals by name, `merges` as all of them. Raises what `compare` raises before it makes anything: to be told before a fusion."""
+    """The rivals by name, `merges` as all of them: to be called before a fusion, too, that takes long.
+
+    Raises UnknownName for another rival, SettingsError for what a rival lacks or a family that nobody asked to merge, DataError for a test
+    example that is among the replay data, or merges without held-out examples.
+    """
     for name in rivals:
         if name not in (*RIVALS, *MERGES):
             raise UnknownName("rival", name, (*RIVALS, *MERGES))
@@ -92,7 +96,13 @@ def check(recipe: Recipe, tasks: Sequence[Task], rivals: Sequence[str], family: 
     if {FUSELLM, *KINDS} & set(asked):
         _check_models(recipe)
     if set(MERGES) & set(asked):
+        if TARGET in (family or {}):
+            mend = "give that adapter another name"
+            raise SettingsError("In a family the target is the recipe's.", met=f"another adapter called {TARGET}", mend=mend)
         check_family({TARGET: recipe.adapter, **(family or {})})
+        check_validation(_held_out(recipe))
+    elif family:
+        raise SettingsError("A family is there to be merged.", met=", ".join(family), mend="ask for the rival merges, or for single ones")
     _check_unseen(recipe, tasks)
     return asked
 
@@ -171,8 +181,8 @@ def _opening(model: str | Path, adapter: str | Path, device: str) -> Callable[[]
     """Loads a backbone in float32 with an adapter."""
 
     def opened() -> Opened:
-        backbone, tokenizer = pretrained(str(_folder(model)), dtype=torch.float32)
-        adapted: Any = with_adapter(backbone, _folder(adapter))
+        backbone, tokenizer = pretrained(str(folder_at(model)), dtype=torch.float32)
+        adapted: Any = with_adapter(backbone, folder_at(adapter))
         return adapted.requires_grad_(False).to(device).eval(), tokenizer
 
     return opened
@@ -181,8 +191,4 @@ def _opening(model: str | Path, adapter: str | Path, device: str) -> Callable[[]
 def _told(model: str | Path, adapter: str | Path, root: Path) -> list[str]:
     """Digests of both; `root` remembers those of the backbones' files."""
     root.mkdir(parents=True, exist_ok=True)
-    return [folder_digest(_folder(model), root), read_adapter(_folder(adapter)).digest]
-
-
-def _folder(place: str | Path) -> Path:
-    return located(recorded(place, Path.cwd()), Path.cwd())
+    return [folder_digest(folder_at(model), root), read_adapter(folder_at(adapter)).digest]
