@@ -13,14 +13,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from asterism.core.errors import DataError, MismatchError, SettingsError, StaleError, StorageError, UnsupportedError
-from asterism.fuse.build import show_alignment
+from asterism.fuse import build
+from asterism.fuse.build import _named, show_alignment
 from asterism.fuse.recipe import Recipe
+from asterism.fuse.replay import template_at
 from asterism.fuse.settings import FusionSettings
 from asterism.fuse.stages import alignments, fuse_recipe
 from asterism.models import engine
 from asterism.models.adapters import read_adapter, with_lora
 from asterism.models.anatomy import anatomy_of
 from asterism.models.examples import Example
+from asterism.models.settings import TrainingSettings
 from tests import tiny
 from tests.fuse import small
 from tests.fuse.small import DATA, Small
@@ -202,6 +205,13 @@ def test_sources_in_a_list_take_the_names_of_their_folders(here):
     gpt2 = (tiny.tiny_config("gpt2"), here.root / "gpt2")  # a config may be given as such
     here.fuse("list", sources=[gpt2, here.sources["qwen2"], gpt2], steps=1, held_out=0)
     assert list(told(here.root / "list")["sources"]) == ["gpt2", "qwen2", "gpt2 2"]
+    assert list(_named([("a", "x 2"), ("b", "x"), ("c", "x"), ("d", "y/x")])) == ["x 2", "x", "x 3", "x 4"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_it_trains_on_cuda(here):
+    out, was = factors(here.fuse("on cuda", device="cuda", steps=2).folder), factors(here.root / "target")
+    assert {name.split(".")[-2] for name in out if not torch.equal(out[name], was[name])} == {"lora_B"}
 
 
 def test_a_fresh_target_learns_too(here):
@@ -215,15 +225,20 @@ def test_a_fresh_target_learns_too(here):
     assert f"It changes {len(told(here.root / 'from fresh')['slots'])} modules." in (here.root / "from fresh" / "README.md").read_text()
 
 
-def test_layers_may_be_paired_by_what_both_backbones_make_of_the_texts(here):
+def test_layers_may_be_paired_by_what_both_backbones_make_of_the_texts(here, monkeypatch):
     tiny.save(tiny.tiny_model("gpt2"), here.root / "whole gpt2")
     source = {"gpt2": (here.root / "whole gpt2", here.root / "gpt2")}
-    here.fuse("cka", sources=source, settings={"layers": "cka"}, steps=1, held_out=0)
+    read: list[list[str]] = []
+    original = build.layer_similarity
+    monkeypatch.setattr(build, "layer_similarity", lambda to, source, texts: read.append(list(texts)) or original(to, source, texts))
+    here.fuse("cka", sources=source, settings={"layers": "cka"}, steps=1)
     layers = told(here.root / "cka")["alignment"]["layers"]
     assert len(layers["gpt2"]) == 3
     settings = FusionSettings(**small.SETTINGS, layers="cka")
-    shown = show_alignment(here.target, source, settings, DATA).to_dict()
-    assert shown["layers"].keys() == layers.keys()
+    shown = show_alignment(here.target, source, settings, DATA, TrainingSettings(**small.TRAINING), held_out=0.25).to_dict()
+    assert {source: {str(to): block for to, block in own.items()} for source, own in shown["layers"].items()} == layers
+    assert read[0] == read[1]  # what is shown is what a fusion does: the examples that it learns from
+    assert len(read[0]) == 10
     with pytest.raises(SettingsError, match="layers: cka needs the similarity of the layers"):
         show_alignment(here.target, source, settings)
     with pytest.raises(SettingsError, match="layers: cka reads both backbones"):
@@ -252,8 +267,8 @@ def test_stages_follow_one_another(here):
     assert list(alignments(Recipe.of(content, root))) == ["one", "stage-2"]
 
 
-def test_the_target_is_never_written_to(here):
-    for out in ("target", "target/inside", "llama/inside", "."):
+def test_neither_target_nor_sources_are_written_to(here):
+    for out in ("target", "target/inside", "llama/inside", "gpt2/inside", "."):
         with pytest.raises(StorageError, match="The output would lie in or over what it is made from"):
             here.fuse(out)
     with pytest.raises(StorageError, match="The output would lie in or over"):
@@ -299,6 +314,10 @@ def test_unequal_chat_templates(here):
     assert caught.value.met == f"{here.root / 'llama'}: none; {here.root / 'target'}: '{{{{ messages }}}}'"
     with pytest.raises(MismatchError, match="unequal chat templates"):
         here.control("out")
+    (here.root / "target" / "chat_template.jinja").unlink()
+    several = {"chat_template": [{"name": "default", "template": "a"}, {"name": "tools", "template": "b"}]}
+    (here.root / "target" / "tokenizer_config.json").write_text(json.dumps(several))
+    assert template_at(here.root / "target") == {"default": "a", "tools": "b"}  # as a tokenizer holds them
 
 
 def test_nothing_that_pairs(here):

@@ -20,7 +20,7 @@ from asterism.fuse.fusing import FusedForTraining
 from asterism.fuse.layer_similarity import Side, layer_similarity
 from asterism.fuse.prediction import Predictor
 from asterism.fuse.recipe import HELD_OUT
-from asterism.fuse.replay import HeldOut, Rows, Target, learnt_and_held_out, open_target, replay
+from asterism.fuse.replay import HeldOut, Rows, Target, backbone, check_apart, learnt_and_held_out, open_target
 from asterism.fuse.settings import FusionSettings
 from asterism.models.adapters import Adapter, read_adapter, rewritten, with_adapter
 from asterism.models.engine import Work, settled, work_out
@@ -68,6 +68,7 @@ def fuse(
     alignment = None if settings.layers == "cka" else align(to, experts, settings)
     learnt, apart = learnt_and_held_out(data, held_out, training.seed)
     check_examples(learnt, apart)
+    check_apart(out, *(expert.adapter.folder for expert in experts.values()))
     opened = open_target(target, out, training)
     training = settled(training, len(learnt), bool(apart))
     more = {
@@ -97,18 +98,26 @@ def fuse(
 
 
 def show_alignment(
-    target: tuple[str | Path, str | Path], sources: Sources, settings: FusionSettings | None = None, data: Rows | None = None
+    target: tuple[str | Path, str | Path],
+    sources: Sources,
+    settings: FusionSettings | None = None,
+    data: Rows | None = None,
+    training: TrainingSettings | None = None,
+    *,
+    held_out: HeldOut = HELD_OUT,
 ) -> Alignment:
     """Which modules a fusion would pair: adapters and configs are read, no backbone's weights but, for `layers: cka`, of all of them.
 
-    data: replay examples, for `layers: cka` alone; SettingsError there without them.
+    data: replay examples, for `layers: cka` alone; SettingsError there without them. training and held_out, as in `fuse`, say which of the
+    examples are learnt from: those are what the layers are compared on.
     """
-    named, settings = _named(sources), settings or FusionSettings()
+    named, settings, training = _named(sources), settings or FusionSettings(), training or TrainingSettings(**PRESETS["fusion"])
     to = open_expert(*target, is_target=True)
     experts = {name: open_expert(config, adapter, name) for name, (config, adapter) in named.items()}
     if settings.layers != "cka" or data is None:
         return align(to, experts, settings)
-    return align(to, experts, settings, _similarity(pretrained(str(target[0])), named, replay(data)))
+    learnt, _ = learnt_and_held_out(data, held_out, training.seed)
+    return align(to, experts, settings, _similarity(backbone(target[0], training), named, learnt))
 
 
 def _named(sources: Sources) -> dict[str, tuple[Config, str | Path]]:
@@ -117,8 +126,8 @@ def _named(sources: Sources) -> dict[str, tuple[Config, str | Path]]:
     found: dict[str, tuple[Config, str | Path]] = {}
     for config, adapter in sources:
         name = Path(adapter).name
-        number = sum(known == name or known.startswith(f"{name} ") for known in found)
-        found[f"{name} {number + 1}" if number else name] = (config, adapter)
+        names = (name, *(f"{name} {number}" for number in range(2, len(found) + 2)))
+        found[next(each for each in names if each not in found)] = (config, adapter)
     return found
 
 

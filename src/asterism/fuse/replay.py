@@ -64,9 +64,14 @@ def open_target(target: tuple[str | Path, str | Path], out: Path, training: Trai
     model_at, adapter_at = (located(name, here) for name in names)
     check_apart(out, model_at, adapter_at)
     check_base(read_adapter(adapter_at), names[0], model_at, state_folder(out))
-    model, tokenizer = pretrained(str(model_at), dtype=None if training.bf16 else torch.float32)
+    model, tokenizer = backbone(model_at, training)
     check_template(tokenizer, model_at, adapter_at)
     return Target(model, tokenizer, model_at, adapter_at)
+
+
+def backbone(model: str | Path, training: TrainingSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A target's model in float32, or as it is stored where training computes in bfloat16, and its tokenizer."""
+    return pretrained(str(model), dtype=None if training.bf16 else torch.float32)
 
 
 def check_apart(out: Path, *places: Path) -> None:
@@ -74,7 +79,7 @@ def check_apart(out: Path, *places: Path) -> None:
     whole = out.expanduser().resolve()
     for place in (each.resolve() for each in places):
         if whole == place or place in whole.parents or whole in place.parents:
-            mend = "choose another place: the target is never changed"
+            mend = "choose another place: target and sources are never changed"
             raise StorageError("The output would lie in or over what it is made from.", met=f"{out} and {place}", mend=mend)
 
 
@@ -90,11 +95,12 @@ def check_template(tokenizer: PreTrainedTokenizerBase, model_at: Path, adapter_a
 
 
 def template_at(folder: Path) -> Any:
-    """The chat template that lies in a folder, None where there is none; a file of its own wins over the tokenizer's config."""
+    """The chat template that lies in a folder, several by name, None for none; a file of its own wins over the tokenizer's config."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text("utf-8")
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    return config.get("chat_template") if isinstance(config, dict) else None
+    found = config.get("chat_template") if isinstance(config, dict) else None
+    return {each["name"]: each["template"] for each in found} if isinstance(found, list) else found
 
 
 def _read(part: Any, number: int) -> Iterable[Example]:

@@ -30,7 +30,10 @@ def fuse_recipe(recipe: Recipe, out: str | Path, *, device: str | None = None) -
 def alignments(recipe: Recipe) -> dict[str, Alignment]:
     """What every stage of a recipe would pair, by its name; every fusion leaves the target's modules as they are."""
     target = recipe.model, recipe.adapter
-    return {stage.name: show_alignment(target, sources_of(stage), stage.settings, stage.data) for stage in recipe.stages}
+    return {
+        stage.name: show_alignment(target, sources_of(stage), stage.settings, stage.data, stage.training, held_out=stage.held_out)
+        for stage in recipe.stages
+    }
 
 
 def place_of(recipe: Recipe, stage: Stage, out: Path) -> Path:
