@@ -86,7 +86,7 @@ def test_random_pairing_deals_the_same_modules(expert):
     plain = align(target, {"s": source})
     random, again, other = (align(target, {"s": source}, FusionSettings(pairing="random", seed=seed)) for seed in (1, 1, 2))
     assert list(random.pairs) == list(plain.pairs)
-    assert sorted(other.name for ((_, other),) in random.pairs.values()) == sorted(other.name for ((_, other),) in plain.pairs.values())
+    assert {other for ((_, other),) in random.pairs.values()} == {other for ((_, other),) in plain.pairs.values()}
     assert random.pairs == again.pairs
     assert random.pairs != other.pairs
     same = sum(slot.function == other.function for slot, ((_, other),) in random.pairs.items())
@@ -148,6 +148,14 @@ def test_the_table_folds_functions_and_runs_of_blocks(expert):
 def test_the_table_of_a_random_pairing_names_both_functions(expert):
     alignment = align(expert("t", "llama", is_target=True), {"s": expert("s", "gpt2")}, FusionSettings(pairing="random"))
     assert any(" from " in functions for _, functions, *_ in alignment.rows())
+
+
+def test_what_lies_outside_the_blocks_is_listed_too(expert):
+    headed = {"target_modules": ["lm_head", "q_proj"]}
+    alignment = align(expert("t", "llama", is_target=True, **headed), {"s": expert("s", "qwen2", **headed)})
+    assert alignment.rows()[-2:] == [("-", "lm_head.weight", "outside", "-"), ("s", "lm_head.weight", "-", "outside")]
+    outside = {"block": None, "function": None, "parameter": "lm_head.weight"}
+    assert alignment.to_dict()["unpaired_target"] == alignment.to_dict()["unpaired_sources"]["s"] == [outside]
 
 
 def test_it_is_json(expert):

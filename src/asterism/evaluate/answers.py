@@ -14,7 +14,7 @@ from asterism.core.parts import Parts
 from asterism.core.statistics import bootstrap_mean, bootstrap_ratio, ratio_gain
 from asterism.core.storage import digest_of
 from asterism.evaluate.answerers import Answerer, Task
-from asterism.evaluate.marking import marked
+from asterism.evaluate.marking import Marked, marked
 from asterism.evaluate.results import FORMAT, read_results, write_results
 from asterism.evaluate.settings import AnswerSettings
 from asterism.evaluate.tables import tables
@@ -81,7 +81,7 @@ def summary(rows: Sequence[Mapping[str, Any]], scale: str, rivals: Sequence[str]
     """
     written = [row for row in rows if row["possible"] is not None]
     plain = [_compared(row, "response", row["loss"]) for row in rows]
-    plain += [_compared(row, "answer", 1.0 - (row["gained"] / row["possible"] if row["possible"] else 1.0)) for row in written]
+    plain += [_compared(row, "answer", 1.0 - Marked(row["gained"], row["possible"]).share) for row in written]
     table, losses = tables(plain, scale, rivals)
     seeds: list[Any] = sorted({row["seed"] for row in rows})
     scores, gains = [], []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from math import floor
 from typing import Any
@@ -32,27 +32,36 @@ class Alignment:
     """Source -> slots that its adapter changes and that nobody takes from."""
     layers: Mapping[str, Mapping[int, int]]
     """Source -> target block -> source block, before it is known what is changed there; of random pairing too."""
+    outside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Source, or "-" for the target -> parameters outside the blocks that its adapter changes (the head): they never pair."""
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """For a table: source, functions, target blocks, source blocks; runs of blocks are one row, also of what is not paired.
 
-        What has no partner has "-" on the other side; the target's own unpaired modules have "-" for the source.
+        What has no partner has "-" on the other side; the target's own unpaired modules have "-" for the source. Outside the blocks, the
+        parameter stands for the function.
         """
         found = [row for name in self.unpaired_sources for row in _paired_rows(name, self.pairs)]
         found += [("-", functions, blocks, "-") for functions, blocks in _alone(self.unpaired_target)]
         for name, slots in self.unpaired_sources.items():
             found += [(name, functions, "-", blocks) for functions, blocks in _alone(slots)]
+        for name, parameters in self.outside.items():
+            target, source = ("outside", "-") if name == "-" else ("-", "outside")
+            found += [(name, parameter, target, source) for parameter in parameters]
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: pairs, what is unpaired on either side, and the layers' map."""
+        """JSON-able: pairs, what is unpaired on either side (outside the blocks by parameter alone), and the layers' map."""
+        outside = {name: [{"block": None, "function": None, "parameter": each} for each in own] for name, own in self.outside.items()}
         return {
             "pairs": [
                 {**_told(slot), "sources": [{"source": name, **_told(other)} for name, other in others]}
                 for slot, others in self.pairs.items()
             ],
-            "unpaired_target": [_told(slot) for slot in self.unpaired_target],
-            "unpaired_sources": {name: [_told(slot) for slot in slots] for name, slots in self.unpaired_sources.items()},
+            "unpaired_target": [*(_told(slot) for slot in self.unpaired_target), *outside.get("-", [])],
+            "unpaired_sources": {
+                name: [*(_told(slot) for slot in slots), *outside.get(name, [])] for name, slots in self.unpaired_sources.items()
+            },
             "layers": {name: {str(target): source for target, source in each.items()} for name, each in self.layers.items()},
         }
 
@@ -86,7 +95,8 @@ def align(
         taken = {other for _, other in matched}
         unused[name] = tuple(slot for slot in source.factors if slot not in taken)
     pairs = {slot: tuple(found[slot]) for slot in target.factors if slot in found}
-    return Alignment(pairs, tuple(slot for slot in target.factors if slot not in found), unused, layers)
+    outside = {"-": target.others} | {name: source.others for name, source in sources.items()}
+    return Alignment(pairs, tuple(slot for slot in target.factors if slot not in found), unused, layers, outside)
 
 
 def best_ascending(similarity: Tensor) -> list[int]:

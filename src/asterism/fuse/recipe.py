@@ -18,7 +18,6 @@ from typing import Any
 from asterism.core.errors import SettingsError
 from asterism.core.reading import TOP, each, keys, read_yaml, text, told, under
 from asterism.core.settings import Settings
-from asterism.core.storage import digest_of
 from asterism.fuse.settings import FusionSettings
 from asterism.models.settings import PRESETS, TrainingSettings
 
@@ -68,8 +67,6 @@ class Recipe:
     """One, or several in sequence: what one writes is the next one's target."""
     chat: bool
     """Whether the tokenizer's chat template is used, where it has one."""
-    content: Mapping[str, Any] = field(compare=False, repr=False)
-    """The recipe as it was given."""
 
     @classmethod
     def read(cls, path: str | Path, *, seed: int | None = None) -> Recipe:
@@ -98,12 +95,7 @@ class Recipe:
         if type(read.get("chat", True)) is not bool:
             raise SettingsError("chat is true or false.", met=told(read["chat"]), mend="false leaves the tokenizer's chat template out")
         model, adapter = (_place(target[key], f"target.{key}", root) for key in ("model", "adapter"))
-        return cls(model, adapter, stages, read.get("chat", True), content)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the recipe as it was given."""
-        return digest_of(self.content)
+        return cls(model, adapter, stages, read.get("chat", True))
 
 
 @dataclass(frozen=True)

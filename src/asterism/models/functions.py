@@ -47,11 +47,6 @@ class Slot:
         places = torch.arange(len(whole))[self.rows].to(whole.device)
         return whole.index_copy(0, places, part)
 
-    @property
-    def name(self) -> str:
-        """For people: `block 3 q`."""
-        return f"block {self.block} {self.function}"
-
 
 def slots_of(model: PreTrainedModel | PreTrainedConfig) -> list[Slot]:
     """Every slot of a model's blocks, in model order; of a config, or of a model whose weights may lie on the meta device.
