@@ -1,11 +1,9 @@
 """The ladder's analysis on made-up results: ranks, tables, verdicts, the page of claims and the report."""
 
 import copy
-import importlib.util
 import json
 import sys
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +20,7 @@ from experiments.constellation.view import View
 from experiments.measures import Measure, difference, share
 from experiments.verdicts import counted
 from tests.ladder_sample import DOMAINS, RUNGS, SECTIONS, cosines, ladder
+from tests.registers import script
 from tests.report.test_html import Page
 
 TA = "task_arithmetic"
@@ -435,13 +434,9 @@ def test_what_is_mixed_is_read_from_the_descriptions(view):
 
 @pytest.fixture
 def make_claims(monkeypatch):
-    path = Path(__file__).parents[1] / "docs" / "make_claims.py"
-    spec = importlib.util.spec_from_file_location("make_claims", path)
-    module = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", ["make_claims.py"])
-    spec.loader.exec_module(module)
-    return module
+    return script("make_claims")
 
 
 def test_claims_page_is_written_from_the_results_and_held_in_step(make_claims, results, tmp_path, monkeypatch):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
@@ -16,13 +14,12 @@ from experiments.fuse.report import html
 from experiments.fuse.view import View, mirrored
 from experiments.verdicts import counted
 from tests.fuse_results import TEXTS, results
+from tests.registers import outcomes, script
 from tests.report.test_html import Page
 
-ROOT = Path(__file__).parents[1]
 
-
-def outcomes(made):
-    return {claim.id: verdict.outcome for claim, verdict in judged(made)}
+def outcomes_of(made):
+    return outcomes(judged(made))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +28,7 @@ def paperlike():
 
 
 def test_every_claim_holds_where_the_paper_is_right(paperlike):
-    assert {name: outcome for name, outcome in outcomes(paperlike).items() if outcome != "held"} == {}
+    assert {name: outcome for name, outcome in outcomes_of(paperlike).items() if outcome != "held"} == {}
     assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
     assert counted(judged(paperlike)) == f"{len(CLAIMS)} claims: {len(CLAIMS)} held, 0 not held, 0 undecided"
 
@@ -65,26 +62,26 @@ def test_every_claim_holds_where_the_paper_is_right(paperlike):
     ids=lambda value: "-".join(sorted(value)) if isinstance(value, set) else None,
 )
 def test_a_claim_fails_where_the_measurements_speak_against_it(part, changed, fails):
-    found = outcomes(results(parts=[part], seeds=(42, 43), **changed))
+    found = outcomes_of(results(parts=[part], seeds=(42, 43), **changed))
     assert {name for name, outcome in found.items() if outcome == "not held"} == fails
 
 
 def test_what_was_not_measured_is_undecided():
-    found = outcomes(results(parts=["single"], seeds=(42, 43)))
+    found = outcomes_of(results(parts=["single"], seeds=(42, 43)))
     assert found["gains-single"] == "held"
     assert {found[name] for name in ("gains-multi", "robust", "silenced", "unseen", "anchors", "alignment", "steady")} == {"undecided"}
 
 
 def test_what_noise_hides_or_a_seed_denies_is_undecided():
-    hidden = outcomes(results({"control": 0.78}, parts=["single"], seeds=(42, 43), noise=0.3))
+    hidden = outcomes_of(results({"control": 0.78}, parts=["single"], seeds=(42, 43), noise=0.3))
     assert hidden["sources-single"] == "undecided"
-    denied = outcomes(results({"control": 0.7}, parts=["single"], seeds=(42, 43, 44), jitter={43: -0.15}))
+    denied = outcomes_of(results({"control": 0.7}, parts=["single"], seeds=(42, 43, 44), jitter={43: -0.15}))
     assert denied["sources-single"] == "undecided"
     assert denied["gains-single"] == "held"
 
 
 def test_one_seed_leaves_open_what_only_seeds_can_tell():
-    assert outcomes(results(parts=["noisy"], seeds=(42,)))["silenced"] == "undecided"
+    assert outcomes_of(results(parts=["noisy"], seeds=(42,)))["silenced"] == "undecided"
 
 
 def test_a_mirrored_gain_is_the_other_sides(paperlike):
@@ -161,16 +158,9 @@ def test_tables_hold_every_candidate(paperlike):
 
 
 def test_results_survive_json_and_others_are_refused(paperlike):
-    assert outcomes(json.loads(json.dumps(paperlike))) == outcomes(paperlike)
+    assert outcomes_of(json.loads(json.dumps(paperlike))) == outcomes_of(paperlike)
     with pytest.raises(DataError, match="no results of fusions"):
         View({"scores": []})
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_pages_of_the_docs_get_a_part_each(paperlike):

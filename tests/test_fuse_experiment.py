@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import json
 import re
 from collections import Counter
-from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.parquet
 import pytest
@@ -27,52 +23,20 @@ from experiments.fuse.recipe import RECIPES, recipe
 from experiments.fuse.setting import Member, ablations, relatives, sensitivity, settings_of
 from experiments.fuse.workshop import Workshop, chosen_loss
 from tests.fuse_sample import write_data
+from tests.killed import counting, killed_and_resumed, read
+
+counted = counting(workshop, ("train", "tune", "fuse", "control", "evaluate_answers"), "control")
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Two parts of one seed, killed in the second control and finished in a second run: folders, arguments, results, calls of each run."""
+    """Two parts of one seed, killed in the second control and finished in a second run, with the seed's workshop."""
     root = tmp_path_factory.mktemp("fuse")
     write_data(root / "data")
-    asked = ["--data", str(root / "data"), "--scale", "pocket", "--out", str(root / "runs"), "--seeds", "42", "--threads", "1"]
-    asked += ["--only", "single", "--only", "unseen"]
-    calls = [Counter(), Counter()]
-    gc.collect()
-    gc.freeze()  # every training collects garbage: what is older than this test is left out of it
-    with quiet():
-        with pytest.MonkeyPatch.context() as patch:
-            counted(patch, calls[0], killed_at=2)
-            with pytest.raises(KeyboardInterrupt):
-                entry.main(asked)
-        assert not (root / "runs" / "pocket" / "results.json").exists()
-        with pytest.MonkeyPatch.context() as patch:
-            counted(patch, calls[1])
-            entry.main(asked)
-    shop = Workshop(recipe("pocket"), texts.read_data(recipe("pocket"), [root / "data"]), root / "runs" / "pocket", 42)
-    yield SimpleNamespace(root=root, runs=root / "runs" / "pocket", asked=asked, calls=calls, results=read(root), shop=shop)
-    gc.unfreeze()
-
-
-def read(root: Path) -> dict:
-    return json.loads((root / "runs" / "pocket" / "results.json").read_text("utf-8"))
-
-
-def counted(patch, calls: Counter, killed_at: int | None = None) -> None:
-    """Count what is trained, fused and scored; the control numbered `killed_at` ends the program."""
-
-    def counting(name: str):
-        real = getattr(workshop, name)
-
-        def call(*given, **named):
-            calls[name] += 1
-            if name == "control" and calls[name] == killed_at:
-                raise KeyboardInterrupt
-            return real(*given, **named)
-
-        patch.setattr(workshop, name, call)
-
-    for name in ("train", "tune", "fuse", "control", "evaluate_answers"):
-        counting(name)
+    with killed_and_resumed(entry.main, root, counted, 2, "--only", "single", "--only", "unseen") as ran:
+        made = recipe("pocket")
+        ran.shop = Workshop(made, texts.read_data(made, [root / "data"]), ran.runs, 42)
+        yield ran
 
 
 def test_what_a_killed_run_has_finished_is_not_done_again(ran):

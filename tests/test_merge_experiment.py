@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -21,9 +20,9 @@ from experiments import commands
 from experiments.constellation.ladder import drawing, settings_of
 from experiments.constellation.rung import DOMAINS, rungs
 from experiments.merge import __main__ as entry
+from tests.registers import script
 from tests.tiny import tiny_library, tiny_probes
 
-ROOT = Path(__file__).parents[1]
 METHODS = ("ties", "karcher", "greedy_soup", "emr")
 
 
@@ -74,17 +73,15 @@ def test_wins_are_told_against_the_rivals(ran):
 
 def test_a_finished_library_is_not_merged_again(ran, monkeypatch, capsys):
     asked, results = ran
-    monkeypatch.setattr(entry, "one", None)  # would fail if it were called
+    for name in ("one", "arithmetic"):
+        monkeypatch.setattr(entry, name, None)  # would fail if it were called
     entry.main(asked)
     assert "two domains, whole" in capsys.readouterr().out
     assert json.loads((Path(asked[asked.index("--out") + 1]) / "pocket" / "results.json").read_text("utf-8")) == results
 
 
 def test_the_results_page_has_a_row_a_candidate(ran):
-    spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    page = "\n".join(script.merges(ran[1]))
+    page = "\n".join(script("make_results").merges(ran[1]))
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert len(rows) == len({row["candidate"] for row in ran[1]["losses"]})
     assert any(line.startswith("| `ties` | density ") for line in rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from experiments.constellation import summaries
 from experiments.constellation.view import View
+from tests import registers
 from tests.ladder_sample import ladder
 
 ROOT = Path(__file__).parents[1]
@@ -27,10 +27,7 @@ def view(results):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("make_results", ROOT / "docs" / "make_results.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return registers.script("make_results")
 
 
 def row(table, label):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
@@ -14,14 +12,13 @@ from experiments.route.claims import CLAIMS, judged
 from experiments.route.report import html
 from experiments.route.view import View
 from experiments.verdicts import counted
+from tests.registers import outcomes, script
 from tests.report.test_html import Page
 from tests.route_results import CKA, CURVE, LADDER, TUNED, results
 
-ROOT = Path(__file__).parents[1]
 
-
-def outcomes(made):
-    return {claim.id: verdict.outcome for claim, verdict in judged(made)}
+def outcomes_of(made):
+    return outcomes(judged(made))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +27,7 @@ def paperlike():
 
 
 def test_every_claim_holds_where_the_paper_is_right(paperlike):
-    assert {name: outcome for name, outcome in outcomes(paperlike).items() if outcome != "held"} == {}
+    assert {name: outcome for name, outcome in outcomes_of(paperlike).items() if outcome != "held"} == {}
     assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
     assert counted(judged(paperlike)) == f"{len(CLAIMS)} claims: {len(CLAIMS)} held, 0 not held, 0 undecided"
 
@@ -58,20 +55,20 @@ def test_every_claim_holds_where_the_paper_is_right(paperlike):
     ids=lambda value: "-".join(sorted(value)) if isinstance(value, set) else None,
 )
 def test_a_claim_fails_where_the_measurements_speak_against_it(changed, fails):
-    found = outcomes(results(**changed))
+    found = outcomes_of(results(**changed))
     assert fails <= {name for name, outcome in found.items() if outcome == "not held"}
     unasked = {name for name, outcome in found.items() if outcome == "not held"} - fails
     assert unasked <= {"plateau", "third-layer", "second-layer", "two-layer-router"}  # they stand on the same rungs
 
 
 def test_what_noise_hides_is_undecided():
-    found = outcomes(results(noise=0.15))
+    found = outcomes_of(results(noise=0.15))
     assert found["third-layer"] == "undecided"
     assert found["second-layer"] == "held"
 
 
 def test_one_seed_leaves_open_what_only_seeds_can_tell():
-    found = outcomes(results(seeds=(42,)))
+    found = outcomes_of(results(seeds=(42,)))
     assert found["neighbours"] == found["counterparts"] == found["grow-apart-target"] == "undecided"
     assert found["routing-beats-interpolation"] == "held"
 
@@ -81,12 +78,12 @@ def test_a_seed_that_disagrees_leaves_a_gain_open(paperlike):
     for row in made["gains"]:
         if (row["candidate"], row["rival"]) == ("with_generalist", "layer"):
             row["by_seed"][1] = -0.001
-    assert outcomes(made)["base-helps"] == "undecided"
+    assert outcomes_of(made)["base-helps"] == "undecided"
 
 
 def test_nothing_is_claimed_of_parts_that_were_not_run(paperlike):
     bare = {key: [] if isinstance(value, list) and key not in ("targets", "seeds") else value for key, value in paperlike.items()}
-    assert set(outcomes(bare).values()) == {"undecided"}
+    assert set(outcomes_of(bare).values()) == {"undecided"}
     assert summaries.tables(View(bare)) == []
     Page(html(bare))
     with pytest.raises(DataError, match="no results of routing"):
@@ -138,15 +135,6 @@ def test_thresholds_are_fitted_on_the_first_seed_and_told_on_the_others():
     assert fitted["right"] == 2
     assert fitted["barrier"] < 0.03
     assert advice.calibrated([]) == []
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_documents_tell_of_routing_once_it_is_measured(paperlike, tmp_path, monkeypatch):

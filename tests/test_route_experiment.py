@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 from collections import Counter
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -23,51 +20,19 @@ from experiments.route.claims import judged
 from experiments.route.ladder import BESIDE, RUNGS
 from experiments.route.plan import trainings
 from experiments.route.recipe import RECIPES, Recipe, recipe
+from tests.killed import counting, killed_and_resumed, read
 from tests.route_sample import write_data
+
+counted = counting(workshop, ("train_router", "train", "score_static"), "train_router")
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """One seed, interrupted in its seventh router and finished in a second run: folders, arguments, results, and calls of each run."""
+    """One seed, interrupted in its seventh router and finished in a second run."""
     root = tmp_path_factory.mktemp("route")
     write_data(root / "data")
-    asked = ["--data", str(root / "data"), "--scale", "pocket", "--out", str(root / "runs"), "--seeds", "42", "--threads", "1"]
-    calls = [Counter(), Counter()]
-    gc.collect()
-    gc.freeze()  # every training collects garbage: what is older than this test is left out of it
-    with quiet():
-        with pytest.MonkeyPatch.context() as patch:
-            counted(patch, calls[0], killed_at=7)
-            with pytest.raises(KeyboardInterrupt):
-                entry.main(asked)
-        assert not (root / "runs" / "pocket" / "results.json").exists()
-        with pytest.MonkeyPatch.context() as patch:
-            counted(patch, calls[1])
-            entry.main(asked)
-    yield SimpleNamespace(root=root, runs=root / "runs" / "pocket", asked=asked, calls=calls, results=read(root))
-    gc.unfreeze()
-
-
-def read(root: Path) -> dict:
-    return json.loads((root / "runs" / "pocket" / "results.json").read_text("utf-8"))
-
-
-def counted(patch, calls: Counter, killed_at: int | None = None) -> None:
-    """Count trainings of routers, other trainings, and models scored; the router numbered `killed_at` ends the program."""
-
-    def counting(name: str):
-        real = getattr(workshop, name)
-
-        def call(*given, **named):
-            calls[name] += 1
-            if name == "train_router" and calls[name] == killed_at:
-                raise KeyboardInterrupt
-            return real(*given, **named)
-
-        patch.setattr(workshop, name, call)
-
-    for name in ("train_router", "train", "score_static"):
-        counting(name)
+    with killed_and_resumed(entry.main, root, counted, 7) as ran:
+        yield ran
 
 
 def losses(ran, target, candidate, part="ladder"):

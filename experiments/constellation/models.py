@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from asterism.core.corpus import GENERAL, Corpus
 from asterism.core.errors import DataError
@@ -29,11 +29,16 @@ def generalist(rung: Rung, corpus: Corpus, folder: Path) -> Path:
     else:
         model, tokenizer = from_nothing(texts, seed=0, **rung.start.model_dump())
     if rung.generalist is None:
-        with replacing(out) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        return out
+        return keep(model, tokenizer, out)
     return train(model, tokenizer, texts, out, rung.generalist)
+
+
+def keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> Path:
+    """Save a model and its tokenizer as they are at `out`, whole or not at all."""
+    with replacing(out) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return out
 
 
 def specialists(rung: Rung, corpus: Corpus, first: Path, folder: Path, seed: int) -> Library:

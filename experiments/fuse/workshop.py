@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from asterism.core.errors import StaleError
-from asterism.core.storage import digest_of, read_json, replacing, write_json
+from asterism.core.storage import digest_of, read_json, write_json
 from asterism.evaluate.answerers import Answerer, OfModel, Opened, Task
 from asterism.evaluate.answers import evaluate_answers
 from asterism.evaluate.results import read_results
@@ -26,35 +26,23 @@ from asterism.models.runs import RECORD
 from asterism.models.settings import TrainingSettings
 from asterism.models.starts import from_nothing, pretrained
 from asterism.models.training import told, train, tune
-from experiments.constellation.models import device
+from experiments.constellation.models import device, keep
 from experiments.constellation.rung import Scratch
 from experiments.fuse.data import Data, chosen, replayed
 from experiments.fuse.recipe import Recipe
 from experiments.fuse.setting import SINGLE, Member, Setting, settings_of
+from experiments.parted import Seed, value
 
 Row = dict[str, Any]
 Way = Literal["fused", "control"]
 
 
 @dataclass(eq=False)
-class Workshop:
-    """One seed at one scale. Everything lies under `root`: the backbones for all seeds, the rest in the seed's own folder."""
+class Workshop(Seed):
+    """One seed's experts and what learns from them; the backbones serve all seeds."""
 
     recipe: Recipe
     data: Data
-    root: Path
-    seed: int
-
-    @property
-    def folder(self) -> Path:
-        """Of this seed."""
-        return self.root / f"seed-{self.seed}"
-
-    @cached_property
-    def origin(self) -> str:
-        """What everything measured here comes from."""
-        recipe = self.recipe.model_dump(mode="json", exclude={"called"})  # names in tables change no figure
-        return digest_of(recipe, self.data.digest(), self.seed)
 
     @cached_property
     def settings(self) -> dict[str, Setting]:
@@ -78,10 +66,7 @@ class Workshop:
                     train(model, tokenizer, self.data.texts, read, self.recipe.backbone)
                 tune(*pretrained(str(read)), self.data.instructed, out, self.recipe.instruct)
             elif not out.exists():
-                model, tokenizer = pretrained(start)
-                with replacing(out) as temporary:
-                    model.save_pretrained(temporary)
-                    tokenizer.save_pretrained(temporary)
+                keep(*pretrained(start), out)
 
         return self._made(out, self._of_backbone(family), make)
 
@@ -210,26 +195,11 @@ class Workshop:
         place = self.folder / "scores" / name
         return all(self._kept(place / task.name, task) is not None for task in self.tasks(names, count))
 
-    def kept(self, name: str, make: Callable[[], Any]) -> Any:
-        """A measurement as JSON in the seed's folder, made unless it lies there from the same recipe and texts."""
-        found = self.found(name)
-        if found is None:
-            found = make()
-            write_json(self._measured(name), {"origin": self.origin, "value": found})
-        return found
-
-    def found(self, name: str) -> Any:
-        """A measurement that `kept` has left; None where there is none from the same recipe and texts."""
-        return _value(self._measured(name), self.origin)
-
-    def _measured(self, name: str) -> Path:
-        return self.folder / "measured" / f"{name}.json"
-
     def _origin(self, task: Task) -> str:
         return digest_of(self.origin, [[row.prompt, row.response] for row in task.examples], self.answering.digest())
 
     def _kept(self, place: Path, task: Task) -> list[Row] | None:
-        return _value(place / "rows.json", self._origin(task))
+        return value(place / "rows.json", self._origin(task))
 
     def _made(self, out: Path, told: str, make: Callable[[], Any]) -> Path:
         """What lies at `out`, made unless it was made of just this. StaleError where it was made of something else."""
@@ -282,8 +252,3 @@ class Workshop:
 def chosen_loss(adapter: Path) -> float:
     """The loss on validation examples of the state that was written, as its training recorded it."""
     return float(read_json(adapter / RECORD)["held_out_loss"])
-
-
-def _value(path: Path, origin: str) -> Any:
-    read = read_json(path) if path.exists() else {}
-    return read["value"] if read.get("origin") == origin else None

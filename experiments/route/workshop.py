@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asterism.core.parts import Parts
-from asterism.core.storage import digest_of, read_json, replacing, write_json
 from asterism.evaluate.passes import score_static
 from asterism.models.batching import Batch, batches, pad_id, tokenise
 from asterism.models.library import MANIFEST, Library
@@ -23,8 +22,9 @@ from asterism.models.types import PreTrainedModel
 from asterism.route.build import route
 from asterism.route.settings import RouterSettings
 from asterism.route.training import train_router
-from experiments.constellation.models import GENERALIST, device
+from experiments.constellation.models import GENERALIST, device, keep
 from experiments.constellation.rung import Scratch
+from experiments.parted import Seed
 from experiments.route.data import TARGETS, Data, Target, generalist_texts, mixed_texts, target
 from experiments.route.recipe import Recipe
 
@@ -49,26 +49,13 @@ class Candidate:
 
 
 @dataclass(eq=False)
-class Workshop:
-    """One seed at one scale. Everything lies under `root`: the generalist for all seeds, the rest in the seed's own folder."""
+class Workshop(Seed):
+    """One seed's experts and what combines them; the generalist serves all seeds."""
 
     recipe: Recipe
     data: Data
-    root: Path
-    seed: int
     _experts: dict[tuple[str, Kind], Path] = field(default_factory=dict, init=False)
     _libraries: dict[Path, Library] = field(default_factory=dict, init=False)
-
-    @property
-    def folder(self) -> Path:
-        """Of this seed."""
-        return self.root / f"seed-{self.seed}"
-
-    @cached_property
-    def origin(self) -> str:
-        """What everything measured here comes from."""
-        recipe = self.recipe.model_dump(mode="json", exclude={"called", "config"})  # names in tables change no figure
-        return digest_of(recipe, self.data.digest(), self.seed)
 
     @cached_property
     def targets(self) -> dict[str, Target]:
@@ -87,9 +74,7 @@ class Workshop:
             model = model.float()
         if self.recipe.generalist is None:
             if not out.exists():
-                with replacing(out) as temporary:
-                    model.save_pretrained(temporary)
-                    tokenizer.save_pretrained(temporary)
+                keep(model, tokenizer, out)
             return out
         return train(model, tokenizer, texts, out, self.recipe.generalist)
 
@@ -151,23 +136,6 @@ class Workshop:
         """Texts in batches, cut at the recipe's length."""
         tokenizer = self._judge.tokenizer
         return batches(tokenise(tokenizer, texts, self.recipe.length), max_tokens=MAX_TOKENS, pad=pad_id(tokenizer))
-
-    def kept(self, name: str, make: Callable[[], Any]) -> Any:
-        """A measurement as JSON in the seed's folder, made unless it lies there from the same recipe and texts."""
-        found = self.found(name)
-        if found is None:
-            found = make()
-            write_json(self._place(name), {"origin": self.origin, "value": found})
-        return found
-
-    def found(self, name: str) -> Any:
-        """A measurement that `kept` has left; None where there is none from the same recipe and texts."""
-        path = self._place(name)
-        read = read_json(path) if path.exists() else {}
-        return read["value"] if read.get("origin") == self.origin else None
-
-    def _place(self, name: str) -> Path:
-        return self.folder / "measured" / f"{name}.json"
 
     @cached_property
     def _judge(self) -> Library:
