@@ -161,28 +161,28 @@ def _matrix_forward(module: nn.Linear | Conv1D | nn.Embedding, terms: dict[str, 
             if wide:
                 y = y.float()
             if chosen is not None:
-                y = y if weights is None else y.mul_(_fitted(weights, y))
+                y = y if weights is None else y.mul_(fitted(weights, y))
                 total = (y.new_zeros(x.shape[0], *y.shape[1:]) if total is None else total).index_add_(0, chosen, y)
             elif total is None:
-                total = y if weights is None else y.mul_(_fitted(weights, y))
+                total = y if weights is None else y.mul_(fitted(weights, y))
             else:
-                total = total.add_(y) if weights is None else total.addcmul_(y, _fitted(weights, y))
+                total = total.add_(y) if weights is None else total.addcmul_(y, fitted(weights, y))
         assert total is not None
         if added is not None:
-            total = total.add_(_fitted(added, total))
+            total = total.add_(fitted(added, total))
         return total.to(weight.dtype)
 
     return forward
 
 
-def _fitted(weights: Tensor, y: Tensor) -> Tensor:
-    """[rows, 1, out] beside y [rows, ..., out]."""
+def fitted(weights: Tensor, y: Tensor) -> Tensor:
+    """Weights [rows, 1, out] (or [out]) in the shape that multiplies y [rows, ..., out]."""
     return weights if weights.ndim == 1 or y.ndim == 3 else weights.view(weights.shape[0], *[1] * (y.ndim - 2), weights.shape[-1])
 
 
 def _passes(module: nn.Linear | Conv1D | nn.Embedding, weight: Tensor, terms: Terms, groups: int) -> list[tuple[Tensor | None, Run]]:
     """(weights [G, out], or None for 1 everywhere; inputs -> outputs), one for every tensor that takes part, biases left out."""
-    product = _product(module)
+    product = product_of(module)
     passes: list[tuple[Tensor | None, Run]] = []
     if isinstance(terms.base, Tensor):
         passes.append((terms.base, lambda x: product(x, weight)))
@@ -197,7 +197,7 @@ def _passes(module: nn.Linear | Conv1D | nn.Embedding, weight: Tensor, terms: Te
     return passes
 
 
-def _product(module: nn.Linear | Conv1D | nn.Embedding) -> Callable[[Tensor, Tensor], Tensor]:
+def product_of(module: nn.Linear | Conv1D | nn.Embedding) -> Callable[[Tensor, Tensor], Tensor]:
     """(inputs, matrix in the module's own layout) -> outputs without the bias."""
     if isinstance(module, nn.Linear):
         return F.linear
@@ -231,14 +231,14 @@ def _vector_forward(module: nn.Module, terms: dict[str, Terms], rows: Rows) -> R
             prepared[m, x.ndim] = at(m, x)
         vectors = prepared[m, x.ndim]
         if rows.distinct > 1 and fused:
-            return _scaled_norm(module, x, {**own, **vectors})
+            return scaled_norm(module, x, {**own, **vectors})
         with swapped(module, vectors):
             return original(x)
 
     return forward
 
 
-def _scaled_norm(module: nn.Module, x: Tensor, vectors: dict[str, Tensor]) -> Tensor:
+def scaled_norm(module: nn.Module, x: Tensor, vectors: dict[str, Tensor]) -> Tensor:
     """LayerNorm or RMSNorm with vectors [rows, 1, out], which torch's fused kernels do not take."""
     wide = x.float() if x.dtype.itemsize < 4 else x
     if isinstance(module, nn.LayerNorm):
