@@ -239,6 +239,11 @@ def test_layers_may_be_paired_by_what_both_backbones_make_of_the_texts(here, mon
     assert {source: {str(to): block for to, block in own.items()} for source, own in shown["layers"].items()} == layers
     assert read[0] == read[1]  # what is shown is what a fusion does: the examples that it learns from
     assert len(read[0]) == 10
+    here.fuse("cka", sources=source, settings={"layers": "cka"}, steps=1)
+    assert len(read) == 2  # finished: nothing is compared again
+    tiny.save(tiny.tiny_model("gpt2", seed=5), here.root / "whole gpt2")
+    with pytest.raises(StorageError, match="source models"):
+        here.fuse("cka", sources=source, settings={"layers": "cka"}, steps=1)
     with pytest.raises(SettingsError, match="layers: cka needs the similarity of the layers"):
         show_alignment(here.target, source, settings)
     with pytest.raises(SettingsError, match="layers: cka reads both backbones"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from asterism.core.errors import DataError, UnsupportedError
-from asterism.models.examples import Example, Examples, encoded, example_of, fitting, padded, prompt_ids, read_examples
+from asterism.models.examples import Example, Examples, encoded, example_of, padded, prompt_ids, read_examples
 from tests import tiny
 
 CHATML = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -153,7 +153,6 @@ def test_a_long_prompt_loses_its_beginning_and_never_the_response(tokenizer):
         assert kept == asked - (len(whole) - length) > 0
     with pytest.raises(DataError, match=r"A response is longer than an example may be.\n  met:  .* tokens, max_length .*'eight nine'"):
         encoded(tokenizer, example, len(whole) - asked)
-    assert fitting(tokenizer, [example, ASKED], len(whole) - asked) == [ASKED]
     assert len(encoded(tokenizer, Example("", "eight nine"), len(whole) - asked)[0]) == len(whole) - asked
 
 

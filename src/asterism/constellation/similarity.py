@@ -17,7 +17,7 @@ from asterism.core.hsic import Grams
 from asterism.core.kernel_cka import kernel_grams
 from asterism.core.progress import quiet, track
 from asterism.models.anatomy import anatomy_of
-from asterism.models.batching import Batch, hidden_states, masked_mean, placed_batches
+from asterism.models.batching import Batch, hidden_states, masked_mean, placed_batches, room_of
 from asterism.models.types import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_TOKENS = 4096
@@ -78,9 +78,9 @@ def similarity(
     """
     settings = settings or SimilaritySettings()
     sides = [_side(model, name, settings) for model, name in zip((left, right), names, strict=True) if model is not None]
-    limits = [getattr(side.model.config, "max_position_embeddings", None) or settings.max_length for side in sides]
+    length = min(room_of(side.model, settings.max_length) for side in sides)
     with quiet():
-        batches = [batch for batch, _ in placed_batches(left, tokenizer, texts, min(settings.max_length, *limits), MAX_TOKENS)]
+        batches = [batch for batch, _ in placed_batches(left, tokenizer, texts, length, MAX_TOKENS)]
     _check_vocabularies(sides, max(int(batch.ids.max()) for batch in batches))
     kept = _drawn([batch.tokens if settings.unit == "token" else len(batch.rows) for batch in batches], settings)
     n = sum(int(rows.sum()) for rows in kept)

@@ -110,7 +110,8 @@ def check(recipe: Recipe, tasks: Sequence[Task], rivals: Sequence[str], family: 
 def _check_models(recipe: Recipe) -> None:
     """SettingsError where a source is a config alone."""
     for source in (source for stage in recipe.stages for source in stage.sources):
-        if Path(source.config).is_file():
+        place = Path(source.config)
+        if place.is_file() or (place.is_dir() and not any(place.glob("*.safetensors"))):
             mend = "give the source's model in the recipe, or leave out fusellm, gac and unite: a fusion itself needs its config alone"
             raise SettingsError("A rival runs the sources' models.", met=f"{source.name}: {source.config}", mend=mend)
 

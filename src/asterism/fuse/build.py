@@ -23,10 +23,12 @@ from asterism.fuse.recipe import HELD_OUT
 from asterism.fuse.replay import HeldOut, Rows, Target, backbone, check_apart, learnt_and_held_out, open_target
 from asterism.fuse.settings import FusionSettings
 from asterism.models.adapters import Adapter, read_adapter, rewritten, with_adapter
+from asterism.models.digests import folder_digest
 from asterism.models.engine import Work, settled, work_out
 from asterism.models.examples import Example
-from asterism.models.runs import is_finished, origin_of
+from asterism.models.runs import is_finished, origin_of, state_folder
 from asterism.models.settings import PRESETS, TrainingSettings
+from asterism.models.sources import folder_at
 from asterism.models.starts import pretrained
 from asterism.models.training import batched, check_examples, facts, told
 from asterism.models.types import PreTrainedConfig
@@ -69,6 +71,7 @@ def fuse(
     learnt, apart = learnt_and_held_out(data, held_out, training.seed)
     check_examples(learnt, apart)
     check_apart(out, *(expert.adapter.folder for expert in experts.values()))
+    compared = _models(named) if settings.layers == "cka" else {}
     opened = open_target(target, out, training)
     training = settled(training, len(learnt), bool(apart))
     more = {
@@ -76,10 +79,12 @@ def fuse(
         "fusion settings": settings.digest(),
         "sources": digest_of([[name, _digest(expert), expert.adapter.digest] for name, expert in experts.items()]),
     }
+    if compared:
+        more["source models"] = digest_of([[name, folder_digest(folder, state_folder(out))] for name, folder in compared.items()])
     origin = origin_of(opened.model, opened.tokenizer, told(learnt), training, more)
     if is_finished(out, origin):
         return read_adapter(out)
-    alignment = alignment or align(to, experts, settings, _similarity((opened.model, opened.tokenizer), named, learnt))
+    alignment = alignment or align(to, experts, settings, _similarity((opened.model, opened.tokenizer), compared, learnt, device))
     rows, measured, collate = batched(opened.model, opened.tokenizer, learnt, apart, training.max_length, chat)
     fused = FusedForTraining(with_adapter(opened.model, opened.adapter_at), Predictor(to, experts, alignment, settings))
 
@@ -105,6 +110,7 @@ def show_alignment(
     training: TrainingSettings | None = None,
     *,
     held_out: HeldOut = HELD_OUT,
+    device: str | None = None,
 ) -> Alignment:
     """Which modules a fusion would pair: adapters and configs are read, no backbone's weights but, for `layers: cka`, of all of them.
 
@@ -117,7 +123,7 @@ def show_alignment(
     if settings.layers != "cka" or data is None:
         return align(to, experts, settings)
     learnt, _ = learnt_and_held_out(data, held_out, training.seed)
-    return align(to, experts, settings, _similarity(backbone(target[0], training), named, learnt))
+    return align(to, experts, settings, _similarity(backbone(target[0], training), _models(named), learnt, device))
 
 
 def _named(sources: Sources) -> dict[str, tuple[Config, str | Path]]:
@@ -131,16 +137,28 @@ def _named(sources: Sources) -> dict[str, tuple[Config, str | Path]]:
     return found
 
 
-def _similarity(target: Side, named: Mapping[str, tuple[Config, str | Path]], learnt: Sequence[Example]) -> dict[str, Tensor]:
-    """How alike the blocks of the target and of each source are on replay texts."""
-    texts = list(dict.fromkeys(f"{example.prompt}\n{example.response}".strip() for example in learnt))[:SHARED_TEXTS]
+def _models(named: Mapping[str, tuple[Config, str | Path]]) -> dict[str, Path]:
+    """The folders of the sources' models, which `layers: cka` alone reads; SettingsError where one is a config alone."""
     found = {}
     for name, (config, _) in named.items():
-        if isinstance(config, PreTrainedConfig) or Path(config).is_file():
+        folder = None if isinstance(config, PreTrainedConfig) or Path(config).is_file() else folder_at(config)
+        if folder is None or not any(folder.glob("*.safetensors")):
             mend = "give the source's model, its weights included, or choose layers: top or proportional"
             raise SettingsError("layers: cka reads both backbones.", met=f"{name}: a config alone", mend=mend)
-        found[name] = layer_similarity(target, pretrained(str(config)), texts)
+        found[name] = folder
     return found
+
+
+def _similarity(target: Side, models: Mapping[str, Path], learnt: Sequence[Example], device: str | None) -> dict[str, Tensor]:
+    """How alike the blocks of the target and of each source are on replay texts."""
+    texts = list(dict.fromkeys(f"{example.prompt}\n{example.response}".strip() for example in learnt))[:SHARED_TEXTS]
+    place = device or str(torch.accelerator.current_accelerator() or "cpu")
+    return {name: layer_similarity(_on(target, place), _on(pretrained(str(folder)), place), texts) for name, folder in models.items()}
+
+
+def _on(side: Side, device: str) -> Side:
+    model: Any = side[0]
+    return model.to(device), side[1]
 
 
 def _digest(expert: Expert) -> str:

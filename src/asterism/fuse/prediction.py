@@ -61,8 +61,8 @@ class Predictor(nn.Module):
         """The distribution regulariser of the last forward, not weighted: mean over functions of target's plus sources'; None without."""
         self.downs: dict[str, Tensor] = {}
         """Of the last forward, with free_down: parameter -> A_new [r, in]; else empty."""
-        self._stored = _Frozen()
-        for number, parameter in enumerate(self.changed):
+        self._stored, self._number = _Frozen(), {parameter: number for number, parameter in enumerate(self.changed)}
+        for parameter, number in self._number.items():
             for side, factor in zip(("up", "down"), target.stored(parameter), strict=True):
                 self._stored.register_buffer(f"{side}{number}", factor, persistent=False)
         block, width = settings.block_for(target.hidden_size), settings.width_for(target.hidden_size)
@@ -182,10 +182,10 @@ class Predictor(nn.Module):
         return self._tokens[function].tokens  # pyright: ignore[reportReturnType]
 
     def _up(self, parameter: str) -> Tensor:
-        return self._stored.get_buffer(f"up{self.changed.index(parameter)}")
+        return self._stored.get_buffer(f"up{self._number[parameter]}")
 
     def _down(self, parameter: str) -> Tensor:
-        return self._stored.get_buffer(f"down{self.changed.index(parameter)}")
+        return self._stored.get_buffer(f"down{self._number[parameter]}")
 
 
 class _Frozen(nn.Module):

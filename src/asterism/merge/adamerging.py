@@ -22,7 +22,7 @@ from asterism.merge.keeping import check_texts, keep, origin_of, place, recalled
 from asterism.merge.live import assembled
 from asterism.merge.settings import AdaMergingSettings
 from asterism.models.anatomy import Anatomy
-from asterism.models.batching import batches, pad_id, tokenise
+from asterism.models.batching import batches, pad_id, room_of, tokenise
 from asterism.models.changes import Change, Dense
 from asterism.models.deltas import delta_of, original
 from asterism.models.library import Library
@@ -196,8 +196,7 @@ class _Work:
 
 def _drawn(library: Library, texts: Sequence[str], settings: AdaMergingSettings, name: str) -> Iterator[list[list[int]]]:
     """Batches of a specialist's texts as tokens, without end: all of them in a drawn order, then in another."""
-    limit = getattr(library.config, "max_position_embeddings", None) or settings.max_length
-    lists = tokenise(library.tokenizer, texts, min(settings.max_length, limit))
+    lists = tokenise(library.tokenizer, texts, room_of(library, settings.max_length))
     random = torch.Generator().manual_seed(stream_key(settings.seed, "adamerging", name))
 
     def endless() -> Iterator[list[int]]:

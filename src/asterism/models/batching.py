@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -102,8 +102,8 @@ def placed_batches(
             advance(len(batch.rows))
 
 
-def room_of(model: PreTrainedModel, most: int) -> int:
-    """Tokens that a model reads of one text: `most`, or as many as it has positions."""
+def room_of(model: Any, most: int) -> int:
+    """Tokens that a model, or any model of a library, reads of one text: `most`, or as many as it has positions."""
     return min(most, getattr(model.config, "max_position_embeddings", None) or most)
 
 

@@ -106,7 +106,7 @@ def encoded(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: in
     room = max_length - len(response)
     if room < min(len(prompt), 1):
         met = f"{len(response)} tokens, max_length {max_length}: {example.response[:60]!r}"
-        raise DataError("A response is longer than an example may be.", met=met, mend="raise max_length, or leave it out (see `fitting`)")
+        raise DataError("A response is longer than an example may be.", met=met, mend="raise max_length, or leave that example out")
     prompt = shortened(tokenizer, prompt, room)
     return prompt + response, len(prompt)
 
@@ -117,12 +117,6 @@ def shortened(tokenizer: PreTrainedTokenizerBase, prompt: list[int], room: int) 
         return prompt
     first = prompt[:1] if room > 1 and prompt[0] == tokenizer.bos_token_id else []
     return first + prompt[len(prompt) - room + len(first) :]
-
-
-def fitting(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example], max_length: int, *, chat: bool = True) -> list[Example]:
-    """Those examples whose response leaves room for some of its prompt within `max_length` tokens."""
-    pairs = ((example, _ids(tokenizer, example, chat)) for example in examples)
-    return [example for example, (prompt, response) in pairs if len(response) + min(len(prompt), 1) <= max_length]
 
 
 class Examples(Dataset):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from asterism.models.functions import FUNCTIONS
 from asterism.report.bars import share_bars
 from asterism.report.figures import loss_dots
 from asterism.report.findings import listed
@@ -14,7 +15,6 @@ from asterism.report.pages import rendered, written
 from asterism.report.scores import MEASURES, called, of_all_seeds, ranked, score_tables, task_title, tasks_of, verdict
 
 STRONG = "fused"
-FUNCTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def write_fusion(found: Mapping[str, Any], out: str | Path) -> Path:
