@@ -25,8 +25,8 @@ class Composition:
     def key(self) -> str:
         """Digest of all that decides the composed parameters: caches of tails, keys and values are kept by it."""
         made = self.mixture
-        weights = made.weights.float().cpu().numpy().tobytes()
-        modules = [(path, rows.float().cpu().numpy().tobytes()) for path, rows in sorted(made.modules.items())]
+        weights = made.weights.float().cpu().numpy().tobytes().hex()
+        modules = [(path, rows.float().cpu().numpy().tobytes().hex()) for path, rows in sorted(made.modules.items())]
         return digest_of(made.specialists, weights, modules, made.generalist, made.scale, self.settings.model_dump(mode="json"))
 
 
