@@ -25,6 +25,7 @@ COMMANDS = {
     "compat": "Say whether two models fit together, and how to use them.",
     "explain": "Show what a text asks of the library, layer by layer.",
     "compose": "Write the model that a text needs.",
+    "export": "Write a mixture, or a domain's mean mixture, as one model.",
     "generate": "Answer texts, each under its own mixture.",
     "merge": "Merge models into one as a recipe says.",
     "fuse": "Carry what adapters on other backbones know into one.",

@@ -15,26 +15,24 @@ from asterism.compose.settings import CompositionSettings
 from asterism.constellation.settings import MixtureSettings
 from asterism.core.errors import SettingsError
 
+Form = Literal["checkpoint", "adapter"]
+FORM = Annotated[Form, typer.Option("--as", help="A whole model, or a PEFT LoRA adapter of the generalist.")]
+RANK = Annotated[int | None, typer.Option(min=1, help="Rank of the adapter; needed unless all are LoRA adapters.", show_default=False)]
+
 
 @command(MixtureSettings, CompositionSettings, omit=("per_module",))
 def app(
     library: LIBRARY,
     text: QUERY,
     out: Annotated[Path, typer.Option(help="Folder to write; what lies there is replaced whole.")],
-    form: Annotated[
-        Literal["checkpoint", "adapter"], typer.Option("--as", help="A whole model, or a PEFT LoRA adapter of the generalist.")
-    ] = "checkpoint",
-    rank: Annotated[
-        int | None,
-        typer.Option(min=1, help="Rank of the adapter; needed unless all are LoRA adapters.", show_default=False),
-    ] = None,
+    form: FORM = "checkpoint",
+    rank: RANK = None,
     paper: PAPER = False,
     *,
     given: Given,
 ):
     """Write the model that a text needs. `transformers` loads the checkpoint, `peft` the adapter."""
-    if rank and form != "adapter":
-        raise SettingsError("Only an adapter has a rank.", met=f"--rank {rank} --as {form}", mend="add --as adapter, or leave --rank out")
+    check_rank(form, rank)
     query = text_of(text)
     opened, constellation = open_both(library, given, paper=paper)
     settings, composition = query_settings(given, constellation, paper=paper)
@@ -48,13 +46,16 @@ def app(
         save_checkpoint(opened, mixture, out, composition)
 
     def show() -> None:
-        from asterism.cli.output import line, shares_line
+        from asterism.cli.output import written_lines
 
-        line(f"mixture: {shares_line(mixture.shares, mixture.generalist)}")
-        line(f"{form}: {out}")
-        if kept:
-            line(f"largest relative error {max(kept['errors'].values()):.2g}; {len(kept['left_out'])} changed parameters fit in no adapter")
+        written_lines(mixture, form, out, kept)
 
     answer = {"out": out, "as": form, "specialists": list(mixture.specialists), "shares": mixture.shares}
     answer |= {"generalist": mixture.generalist, "delta_scale": mixture.scale, "adapter": kept or None}
     return {**answer, "settings": composition.model_dump(mode="json")}, show
+
+
+def check_rank(form: Form, rank: int | None) -> None:
+    """SettingsError for the rank of something that is no adapter."""
+    if rank and form != "adapter":
+        raise SettingsError("Only an adapter has a rank.", met=f"--rank {rank} --as {form}", mend="add --as adapter, or leave --rank out")

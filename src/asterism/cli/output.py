@@ -12,6 +12,7 @@ from rich.table import Table
 from asterism.core.words import counted, span
 
 if TYPE_CHECKING:
+    from asterism.constellation.mixture import Mixture
     from asterism.models.fitting import AdapterReport
 
 BAR = 24
@@ -54,6 +55,15 @@ def shares_line(shares: Mapping[str, float], generalist: float = 0.0) -> str:
     """`medical 62 %, legal 30 %; generalist 8 %`, largest first."""
     told = ", ".join(f"{name} {share:.0%}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))
     return f"{told}; generalist {generalist:.0%}" if generalist else told
+
+
+def written_lines(mixture: Mixture, form: str, out: object, adapter: Mapping[str, Any]) -> None:
+    """What was written of a mixture, where, and what an adapter of it misses."""
+    line(f"mixture: {shares_line(mixture.shares, mixture.generalist)}")
+    line(f"{form}: {out}")
+    if adapter:
+        missed = f"largest relative error {max(adapter['errors'].values()):.2g}"
+        line(f"{missed}; {len(adapter['left_out'])} changed parameters fit in no adapter")
 
 
 def answers_table(answers: Sequence[Mapping[str, Any]]) -> None:

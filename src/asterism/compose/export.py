@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from asterism.compose.composer import concatenated, write
 from asterism.compose.plan import Plan, Terms
 from asterism.compose.settings import CompositionSettings
 from asterism.constellation.mixture import Mixture
-from asterism.core.errors import SettingsError
+from asterism.core.errors import SettingsError, StaleError, StorageError
 from asterism.core.storage import replacing, vacant, write_json
 from asterism.models.changes import Dense
 from asterism.models.fitting import AdapterReport, Fitting
@@ -24,8 +25,15 @@ RECORD = "composition.json"
 FORMAT_VERSION = 1
 
 
-def save_checkpoint(library: Library, mixture: Mixture, out: str | Path, settings: CompositionSettings | None = None) -> Path:
-    """Write the composed model, its tokenizer and `composition.json` as one folder, whole or absent.
+def save_checkpoint(
+    library: Library,
+    mixture: Mixture,
+    out: str | Path,
+    settings: CompositionSettings | None = None,
+    *,
+    origin: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the composed model, its tokenizer and `composition.json` as one folder, whole or absent; `origin` is what asked for it.
 
     Raises StorageError when `out` holds something other than an earlier composition, and whatever `compose` raises.
     """
@@ -34,14 +42,20 @@ def save_checkpoint(library: Library, mixture: Mixture, out: str | Path, setting
     with replacing(out) as temporary:
         model.save_pretrained(temporary)
         library.tokenizer.save_pretrained(temporary)
-        write_json(temporary / RECORD, _record(library, mixture, settings, kind="checkpoint"))
+        write_json(temporary / RECORD, record(library, mixture, settings, kind="checkpoint", origin=origin))
     return out
 
 
 def save_adapter(
-    library: Library, mixture: Mixture, out: str | Path, settings: CompositionSettings | None = None, rank: int | None = None
+    library: Library,
+    mixture: Mixture,
+    out: str | Path,
+    settings: CompositionSettings | None = None,
+    rank: int | None = None,
+    *,
+    origin: Mapping[str, Any] | None = None,
 ) -> AdapterReport:
-    """Write the composition as one PEFT LoRA adapter of the generalist, with `composition.json` beside it.
+    """Write the composition as one PEFT LoRA adapter of the generalist, with `composition.json` beside it; `origin` as above.
 
     LoRA specialists give an exact adapter of rank sum r_i whose B rows are scaled by W (DESIGN, fact 2). Full specialists, and anything
     beyond `rank`, need a `rank`: the nearest adapter of that rank, with its relative error for each parameter.
@@ -68,7 +82,7 @@ def save_adapter(
     fitting.check("composition")
     with replacing(out) as temporary:
         fitting.write(temporary, library.generalist)
-        told = {**_record(library, mixture, settings, kind="adapter"), "rank": rank, "adapter": asdict(fitting.report)}
+        told = {**record(library, mixture, settings, kind="adapter", origin=origin), "rank": rank, "adapter": asdict(fitting.report)}
         write_json(temporary / RECORD, told)
     return fitting.report
 
@@ -89,10 +103,14 @@ def _widened(terms: Terms, dtype: torch.dtype) -> Terms:
     return Terms(terms.base, tuple(parts))
 
 
-def _record(library: Library, mixture: Mixture, settings: CompositionSettings, *, kind: str) -> dict[str, Any]:
+def record(
+    library: Library, mixture: Mixture, settings: CompositionSettings, *, kind: str, origin: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All that decides a composition, and the digests of what it was made from; JSON-able."""
     return {
         "format_version": FORMAT_VERSION,
         "kind": kind,
+        "origin": dict(origin or {}),
         "settings": settings.model_dump(mode="json"),
         "generalist": library.digest(),
         "specialists": {name: library.digest(name) for name in mixture.specialists},
@@ -103,6 +121,35 @@ def _record(library: Library, mixture: Mixture, settings: CompositionSettings, *
         "weights": _numbers(mixture.weights),
         "modules": {path: _numbers(weights) for path, weights in mixture.modules.items()},
     }
+
+
+def recalled(told: Any, library: Library) -> tuple[Mixture, CompositionSettings]:
+    """The mixture and the settings that a `record` told of.
+
+    Raises StorageError when it is damaged, UnknownName for a specialist that the library lacks, StaleError where one, or the generalist,
+    is another one by now.
+    """
+    if not isinstance(told, dict) or told.get("format_version") != FORMAT_VERSION:
+        raise StorageError("This is no record of a composition.", met=repr(told)[:60], mend="make it again")
+    try:
+        names = dict(told["specialists"])
+        mixture = Mixture(
+            tuple(names),
+            torch.tensor(told["weights"], dtype=torch.float32),
+            torch.tensor(told["coefficients"], dtype=torch.float32),
+            {path: torch.tensor(rows, dtype=torch.float32) for path, rows in told["modules"].items()},
+            generalist=float(told["generalist_share"]),
+            scale=float(told["scale"]),
+        )
+        settings, generalist = CompositionSettings(**told["settings"]), told["generalist"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StorageError("A record of a composition is damaged.", met=repr(error), mend="make it again") from None
+    changed = [name for name, digest in names.items() if library.digest(name) != digest]
+    if library.digest() != generalist:
+        changed.insert(0, "the generalist")
+    if changed:
+        raise StaleError("The composition is of models that have changed.", met=", ".join(changed), mend="make it again")
+    return mixture, settings
 
 
 def _numbers(tensor: Tensor) -> list:

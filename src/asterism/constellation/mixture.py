@@ -9,8 +9,13 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from asterism.core.errors import SettingsError
+from asterism.core.errors import SettingsError, UnknownName
 from asterism.core.weights import entropy_bits
+
+GENERALIST = "generalist"
+"""Its name among shares and losses; no specialist can have it."""
+ROUNDING = 1e-6
+"""What the sum of shares may miss 1 by."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,24 @@ class Mixture:
         return cls(tuple(shares), row[:, None].expand(-1, nodes).clone(), row, generalist=generalist, scale=scale)
 
     @classmethod
+    def given(cls, shares: Mapping[str, float], known: Sequence[str], nodes: int) -> Mixture:
+        """Shares as a person writes them, among the `known` specialists; `generalist` may be named, else what is left of 1 is its own.
+
+        Raises UnknownName, and SettingsError for shares that are negative, not finite, or do not sum to 1: none is ever rescaled.
+        """
+        for name in shares:
+            if name not in (*known, GENERALIST):
+                raise UnknownName("specialist", name, known)
+        told, whole = ", ".join(f"{name} {share:g}" for name, share in shares.items()), sum(shares.values())
+        if not all(isfinite(share) and share >= 0 for share in shares.values()):
+            raise SettingsError("A share is a number from 0 to 1.", met=told, mend="e.g. 0.5")
+        if whole > 1 + ROUNDING or (GENERALIST in shares and whole < 1 - ROUNDING):
+            mend = "shares sum to 1, the generalist's among them; leave it out, and it gets the rest"
+            raise SettingsError("Shares do not sum to 1.", met=f"{told}: {whole:g} together", mend=mend)
+        own = {name: share for name, share in shares.items() if name != GENERALIST}
+        return cls.fixed(own, nodes, generalist=max(0.0, 1.0 - sum(own.values())))
+
+    @classmethod
     def uniform(cls, names: Sequence[str], nodes: int) -> Mixture:
         """Equal weights over the named specialists."""
         return cls.fixed({name: 1 / len(names) for name in names}, nodes)
@@ -68,7 +91,7 @@ class Mixture:
     @property
     def evidence(self) -> dict[str, float]:
         """The losses that are known, by name, the generalist's under `generalist`."""
-        return {name or "generalist": loss for name, loss in self.losses.items() if isfinite(loss)}
+        return {name or GENERALIST: loss for name, loss in self.losses.items() if isfinite(loss)}
 
     @property
     def nodes(self) -> int:
