@@ -182,7 +182,7 @@ def fitted(weights: Tensor, y: Tensor) -> Tensor:
 
 def _passes(module: nn.Linear | Conv1D | nn.Embedding, weight: Tensor, terms: Terms, groups: int) -> list[tuple[Tensor | None, Run]]:
     """(weights [G, out], or None for 1 everywhere; inputs -> outputs), one for every tensor that takes part, biases left out."""
-    product = product_of(module)
+    product = product_of(module, module.forward)
     passes: list[tuple[Tensor | None, Run]] = []
     if isinstance(terms.base, Tensor):
         passes.append((terms.base, lambda x: product(x, weight)))
@@ -197,13 +197,12 @@ def _passes(module: nn.Linear | Conv1D | nn.Embedding, weight: Tensor, terms: Te
     return passes
 
 
-def product_of(module: nn.Linear | Conv1D | nn.Embedding) -> Callable[[Tensor, Tensor], Tensor]:
-    """(inputs, matrix in the module's own layout) -> outputs without the bias."""
+def product_of(module: nn.Linear | Conv1D | nn.Embedding, original: Run) -> Callable[[Tensor, Tensor], Tensor]:
+    """(inputs, matrix in the module's own layout) -> outputs without the bias; `original` is the module's own forward."""
     if isinstance(module, nn.Linear):
         return F.linear
     if isinstance(module, Conv1D):
         return lambda x, weight: F.linear(x, weight.T)
-    original = module.forward
 
     def look_up(ids: Tensor, table: Tensor) -> Tensor:
         with swapped(module, {"weight": table}):  # its own forward: some embeddings scale what they look up
