@@ -1,0 +1,1 @@
+"""The local engine: transformers with a continuously changing batch, every row its own composition."""

@@ -1,0 +1,146 @@
+"""The executor: one model whose every row runs under its own composition, mixed or on a materialised tail."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from asterism.compose.settings import CompositionSettings
+from asterism.constellation.mixture import Mixture
+from asterism.core.errors import UnknownName
+from asterism.models.changes import Change, Dense
+from asterism.models.library import Library
+from asterism.models.types import PreTrainedModel
+from asterism.serve.jobs import Composition
+from asterism.serve.local.bound import Bound
+from asterism.serve.local.passes import Live, State, Switch
+from asterism.serve.local.policy import ExecutionSettings, Phase, Policy
+from asterism.serve.local.tails import Tails, TailStats
+
+STATES = 8
+"""Batches whose preparation is kept: prefill and decode take turns."""
+
+
+class Executor:
+    """Owns the generalist, patched once, and what each specialist changes of it. For one thread."""
+
+    def __init__(self, library: Library, settings: ExecutionSettings | None = None) -> None:
+        """Loads every specialist of the library."""
+        self.library, self.settings = library, settings or ExecutionSettings()
+        with torch.inference_mode(False):
+            self.model: PreTrainedModel = library.fresh_model().requires_grad_(False)
+        self._parameters: dict[str, Tensor] = dict(self.model.named_parameters())
+        for name, parameter in self._parameters.items():
+            parameter.data = library.tensor(name)  # never written to: the library's own serves
+        self._changes: dict[str, dict[str, Change]] = {}
+        self._alone: dict[str, Composition] = {}
+        self._bound: WeakKeyDictionary[Composition, Bound] = WeakKeyDictionary()
+        self._by_key: WeakValueDictionary[str, Bound] = WeakValueDictionary()
+        self._tails = Tails(library.anatomy, self._parameters, int(self.settings.tails_gb * 1e9))
+        self._policy, self._states = Policy(self.settings), OrderedDict[tuple, State]()
+        self._switch = Switch()
+        self._switch.patch(self.model)
+        for name in library.names:
+            self.add(name)
+
+    def under(self, rows: Sequence[Composition | None], *, phase: Phase = "decode") -> None:
+        """Row b of every batch that `model` is given from now on runs under rows[b]; None: the generalist.
+
+        The batch must have as many rows, unless all run under one composition. Cheap where nothing changed.
+        Errors as `admit`, for a composition that was not admitted.
+        """
+        bounds = [None if row is None else self._bind(row) for row in rows]
+        distinct = dict.fromkeys(bound for bound in bounds if bound is not None)
+        if not distinct:
+            self._switch.state = None
+            return
+        chosen = self._policy.materialised(list(distinct), phase, self._tails.__contains__)
+        key = (*map(id, bounds), *sorted(map(id, chosen)))
+        state = self._states.get(key)
+        if state is None:
+            state = self._states[key] = self._state(bounds, chosen)
+            while len(self._states) > STATES:
+                self._states.popitem(last=False)
+        else:
+            self._states.move_to_end(key)
+        self._switch.state = state
+
+    def admit(self, composition: Composition) -> Composition:
+        """The composition bound to the tensors that its names mean now: give this one to `under`, as long as its answer runs.
+
+        Raises UnknownName for a specialist that is not there, MismatchError for weights of another size, SettingsError for blocks that
+        the model lacks or module weights that the mixture lacks.
+        """
+        own = replace(composition)
+        self._bind(own)
+        return own
+
+    def composition_of(self, name: str) -> Composition:
+        """A specialist alone: all its parameters, with weight 1."""
+        if name not in self._changes:
+            raise UnknownName("specialist", name, self._changes)
+        return self._alone[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The specialists that can be asked."""
+        return tuple(self._changes)
+
+    def add(self, name: str) -> None:
+        """Load a specialist that the library has."""
+        with torch.inference_mode(False):
+            found = {parameter: self.library.change(name, parameter) for parameter in self._parameters}
+        self._changes[name] = {parameter: change for parameter, change in found.items() if change is not None}
+        self._alone[name] = Composition(Mixture.fixed({name: 1.0}, self.library.anatomy.hidden_size), CompositionSettings())
+
+    def remove(self, name: str) -> None:
+        """Forget a specialist; admitted compositions that name it keep its tensors until they are let go."""
+        if self._changes.pop(name, None) is None:
+            raise UnknownName("specialist", name, self._changes)
+        del self._alone[name]
+        for key, bound in list(self._by_key.items()):
+            if name in bound.specialists:
+                del self._by_key[key]
+        self._tails.drop(name)
+        self._states.clear()
+
+    @property
+    def stats(self) -> TailStats:
+        """Hits and misses of the tails kept, and the seconds that composing took."""
+        return self._tails.stats
+
+    def bytes(self) -> Mapping[str, int]:
+        """Memory held: of the `generalist`, of the `specialists` beside it, of the `tails` kept."""
+        specialists = {id(tensor): tensor.nbytes for changes in self._changes.values() for c in changes.values() for tensor in _tensors(c)}
+        generalist = sum(tensor.nbytes for tensor in self._parameters.values())
+        return {"generalist": generalist, "specialists": sum(specialists.values()), "tails": self._tails.nbytes}
+
+    def _bind(self, composition: Composition) -> Bound:
+        bound = self._bound.get(composition)
+        if bound is None:
+            bound = self._by_key.get(composition.key)
+            if bound is None:
+                for name in composition.mixture.specialists:
+                    if name not in self._changes:
+                        raise UnknownName("specialist", name, self._changes)
+                like = next(iter(self._parameters.values()))
+                bound = Bound(composition, self.library.anatomy, like, lambda name, parameter: self._changes[name].get(parameter))
+                self._by_key[composition.key] = bound
+            self._bound[composition] = bound
+        return bound
+
+    def _state(self, bounds: Sequence[Bound | None], chosen: set[Bound]) -> State:
+        rows: dict[Bound | None, list[int]] = {}
+        for place, bound in enumerate(bounds):
+            rows.setdefault(bound, []).append(place)
+        live = [Live(bound, tuple(own), self._tails.take(bound) if bound in chosen else None) for bound, own in rows.items()]
+        return State(len(bounds), tuple(live), next(iter(self._parameters.values())))
+
+
+def _tensors(change: Change) -> tuple[Tensor, ...]:
+    return (change.tensor,) if isinstance(change, Dense) else (change.up, change.down)
