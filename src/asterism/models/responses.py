@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig
 
 from asterism.core.errors import DataError, SettingsError
 from asterism.core.progress import counting, is_quiet, quiet
@@ -91,11 +93,22 @@ def prompt_of(tokenizer: PreTrainedTokenizerBase, example: Example, room: int, *
 
 def ending_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: str | None = None) -> set[int]:
     """Tokens that end an answer: the tokenizer's end, those of the model's generation settings, and those that hold `stop`."""
-    known = getattr(model.generation_config, "eos_token_id", None)
-    ends = {end for end in (tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])) if isinstance(end, int)}
+    ends = ends_of(model.generation_config, tokenizer)
     if not stop:
         return ends
     return ends | {token for token, text in enumerate(vocabulary_of(tokenizer).texts) if text and stop.encode() in text}
+
+
+def ends_of(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokenizer's end, and those of generation settings."""
+    known = getattr(generation, "eos_token_id", None)
+    return {end for end in (tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])) if isinstance(end, int)}
+
+
+def generation_settings(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
+    """The generation settings of a checkpoint folder, as its model would have them; no weight is read."""
+    own = (folder / "generation_config.json").is_file()
+    return GenerationConfig.from_pretrained(folder) if own else GenerationConfig.from_model_config(config)
 
 
 def _shown(made: Sequence[Batch], what: str):
