@@ -26,6 +26,7 @@ from asterism.core.corpus import GENERAL
 from asterism.core.errors import DataError, SettingsError, UnknownName
 from asterism.models.library import Library
 from asterism.models.likelihood import read
+from asterism.models.types import PreTrainedModel
 
 FOLDER = "constellation"
 """Where a library keeps its constellation."""
@@ -113,7 +114,7 @@ class Constellation:
     def fingerprint(self, texts: str | Sequence[str]) -> Tensor:
         """Fingerprints of new texts in the generalist: one text -> [d], several -> [n, d] (Eq. 4)."""
         several = [texts] if isinstance(texts, str) else list(texts)
-        model, settings = self.library.model(None), self.settings
+        model, settings = self._model(None), self.settings
         found = fingerprints(model, self.library.tokenizer, several, layer=settings.layer, max_length=settings.max_length)
         return found[0] if isinstance(texts, str) else found
 
@@ -176,9 +177,13 @@ class Constellation:
         """Mixtures per node of any coefficients [n, N] whose columns follow `signatures` ({specialist: [n, d]})."""
         return mixtures_of(tuple(signatures), coefficients, tabled(signatures), settings)
 
+    def _model(self, name: str | None) -> PreTrainedModel:
+        """What reads texts: the generalist, or a specialist."""
+        return self.library.model(name)
+
     def _read(self, specialist: str | None, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """One pass of the generalist or a specialist over texts: fingerprints [n, d] and mean losses [n]."""
-        model, own = self.library.model(specialist), self.settings
+        model, own = self._model(specialist), self.settings
         return read(model, self.library.tokenizer, texts, layer=own.layer, max_length=own.max_length)
 
     def _source(self, signatures: Mapping[str, Tensor] | Source | None, settings: MixtureSettings) -> Source:
@@ -192,7 +197,7 @@ class Constellation:
         """A source that runs each specialist once over the texts that chose it (Eq. 6)."""
 
         def source(name: str, rows: Sequence[int]) -> Signature:
-            model, tokenizer, own = self.library.model(name), self.library.tokenizer, [texts[row] for row in rows]
+            model, tokenizer, own = self._model(name), self.library.tokenizer, [texts[row] for row in rows]
             if not settings.per_module:
                 return Signature(signatures(model, tokenizer, own, max_length=self.settings.max_length), {})
             found = module_signatures(model, self.library.anatomy, tokenizer, own, max_length=self.settings.max_length)

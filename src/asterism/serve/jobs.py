@@ -165,3 +165,5 @@ class Stats:
     """What each choice or materialisation since the last call took."""
     selected: Mapping[str, int] = field(default_factory=dict)
     """Specialist -> times it had weight in a choice."""
+    alive: bool = True
+    """False once the engine itself has failed: every job fails, and only a new start helps."""
