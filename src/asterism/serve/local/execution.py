@@ -86,6 +86,16 @@ class Executor:
             raise UnknownName("specialist", name, self._changes)
         return self._alone[name]
 
+    def floor(self, composition: Composition | None) -> int:
+        """How many of the lowest blocks a composition leaves exactly the generalist's; 0 where it touches an embedding."""
+        anatomy = self.library.anatomy
+        if composition is None:
+            return anatomy.n_blocks
+        touched = self._bind(composition).terms
+        if any(anatomy.role_of(name) == "embedding" for name in touched):
+            return 0
+        return min((block for name in touched if (block := anatomy.block_of(name)) is not None), default=anatomy.n_blocks)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The specialists that can be asked."""
