@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from asterism.serve.engine import Engine
 from asterism.serve.errors import Away, Refused, internal
 from asterism.serve.jobs import Choice, Event, Failed, Finished, Job, Renewed, Sampling, Tokens
 from asterism.serve.limits import Gate
+from asterism.serve.merging import merged
 from asterism.serve.metrics import Meter
 from asterism.serve.schema import LONGEST_SEED, Extras
 from asterism.serve.served import Served
@@ -107,6 +107,11 @@ class Asking:
         """Why nothing is answered now, while the engine starts or the server stops."""
         self._thread = ThreadPoolExecutor(1, "asterism-tokens")  # the one user of the tokenizer's truncation, which it keeps in itself
 
+    def open(self) -> None:
+        """Away while nothing is answered."""
+        if self.away is not None:
+            raise self.away
+
     async def tokens(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """A prompt's tokens; tokens are checked and taken as they are. DataError for a text that has none, or no such token."""
         if isinstance(prompt, str):
@@ -136,13 +141,16 @@ class Asking:
             raise DataError("The conversation has no tokens.", met="empty messages", mend="give it some words")
         return found
 
+    def text(self, prompt: str | Sequence[int]) -> str:
+        """A prompt's text: itself, or what its tokens stand for."""
+        return prompt if isinstance(prompt, str) else str(self.served.tokenizer.decode(list(prompt), skip_special_tokens=True))
+
     async def begin(self, question: Question) -> Answer:
         """Choose what the question is answered under, and begin. The caller closes the answer (`aclose`), however far it was read.
 
         Raises what `way` raises, DataError for a prompt that leaves no room, Busy and Away, and whatever the engine does.
         """
-        if self.away is not None:
-            raise self.away
+        self.open()
         begun, facts = time.perf_counter(), self.engine.facts
         asked = way(question.model, question.extras, self.served, facts.specialists, self.recall, renews=facts.renews)
         longest = self._longest(question)
@@ -181,19 +189,19 @@ class Answer:
         self.told: dict[str, Any] = {**told(asked, asked.composition, choice), "seed": self.seed}
         """What the answer tells of its mixture, under `asterism`."""
         self._asking, self._longest, self._begun, self._open = asking, longest, begun, True
-        self._parts = self._merged()
+        self._parts = merged([self._follow(index) for index in range(question.n)])
         self._ahead: list[Part] = []
 
     async def ready(self) -> Answer:
         """Wait for the first part, so that what goes wrong before it is raised here."""
         if not self._ahead:
-            async for part in self._parts:
+            async for _, part in self._parts:
                 self._ahead.append(part)
                 break
         return self
 
-    def __aiter__(self) -> AsyncIterator[Part]:
-        return self._read()
+    def __aiter__(self) -> AsyncGenerator[Part, None]:
+        return self.parts()
 
     async def whole(self) -> list[Whole]:
         """All answers to their ends, in order."""
@@ -211,46 +219,14 @@ class Answer:
             finally:
                 self._asking.gate.leave(self.question.n, time.perf_counter() - self._begun)
 
-    async def _read(self) -> AsyncIterator[Part]:
+    async def parts(self) -> AsyncGenerator[Part, None]:
+        """The parts of all n answers, as they come."""
         while self._ahead:
             yield self._ahead.pop(0)
-        async for part in self._parts:
+        async for _, part in self._parts:
             yield part
 
-    async def _merged(self):
-        """The parts of all n answers as they come."""
-        if self.question.n == 1:
-            async with aclosing(self._follow(0)) as alone:
-                async for part in alone:
-                    yield part
-            return
-        queue: asyncio.Queue[Part | BaseException | None] = asyncio.Queue()
-        tasks = [asyncio.create_task(self._fill(queue, index)) for index in range(self.question.n)]
-        try:
-            left = len(tasks)
-            while left:
-                met = await queue.get()
-                if isinstance(met, BaseException):
-                    raise met
-                if met is None:
-                    left -= 1
-                else:
-                    yield met
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _fill(self, queue: asyncio.Queue[Part | BaseException | None], index: int) -> None:
-        try:
-            async with aclosing(self._follow(index)) as parts:
-                async for part in parts:
-                    queue.put_nowait(part)
-            queue.put_nowait(None)
-        except Exception as error:
-            queue.put_nowait(error)
-
-    async def _follow(self, index: int):
+    async def _follow(self, index: int) -> AsyncGenerator[Part, None]:
         """One answer: its events, told as text."""
         engine, meter, job = self._asking.engine, self._asking.meter, self._job(index)
         served = self._asking.served

@@ -34,7 +34,8 @@ class Refused(AsterismError):  # noqa: N818 - as UnknownName, a name that reads 
     @classmethod
     def of(cls, error: AsterismError, status: int, *, code: str | None = None, param: str | None = None) -> Refused:
         """An error from below, with a status of its own."""
-        return cls(status, error.wrong, met=error.met, mend=error.mend, code=code, param=param)
+        wrong, met, mend = map(without_paths, (error.wrong, str(error.met), error.mend))
+        return cls(status, wrong, met=met, mend=mend, code=code, param=param)
 
 
 class Busy(Refused):
@@ -70,10 +71,13 @@ def status_of(error: AsterismError) -> int:
 def body_of(error: AsterismError, status: int | None = None) -> dict[str, Any]:
     """`{"error": {message, type, param, code, asterism: {wrong, met, mend}}}`."""
     status = status or status_of(error)
-    parts = {"wrong": without_paths(error.wrong), "met": without_paths(str(error.met)), "mend": without_paths(error.mend)}
-    told = {"message": f"{parts['wrong']} Met: {parts['met']}. {parts['mend'][:1].upper()}{parts['mend'][1:]}."}
-    told |= {"type": TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")}
-    return {"error": {**told, "param": getattr(error, "param", None), "code": _code(error, status), "asterism": parts}}
+    told = error if isinstance(error, Refused) else Refused.of(error, status)
+    parts = {"wrong": told.wrong, "met": str(told.met), "mend": told.mend}
+    mend = told.mend[:1].upper() + told.mend[1:] + ("" if told.mend.endswith(("?", ".")) else ".")
+    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    code = told.code or CODES.get(status)
+    shown = {"message": f"{told.wrong} Met: {told.met}. {mend}", "type": kind, "param": told.param, "code": code}
+    return {"error": {**shown, "asterism": parts}}
 
 
 def headers_of(error: AsterismError) -> dict[str, str]:
@@ -85,7 +89,3 @@ def headers_of(error: AsterismError) -> dict[str, str]:
 def without_paths(text: str) -> str:
     """A text in which every path is its last name."""
     return PATH.sub(r"\1", text)
-
-
-def _code(error: AsterismError, status: int) -> str | None:
-    return getattr(error, "code", None) or CODES.get(status)

@@ -22,6 +22,7 @@ Size = Annotated[Int, Field(ge=1)]
 Token = Annotated[Int, Field(ge=0)]
 Share = Annotated[Float, Field(ge=0, le=1)]
 Name = Annotated[Text, Field(min_length=1, max_length=100)]
+Mode = Literal["evidence", "fast", "nodes"]
 
 LONGEST_SEED = 2**63 - 1
 TOP = 20
@@ -39,7 +40,7 @@ class Extras(Body):
 
     top_k: Size | None = None
     """Specialists kept; 3 by default, or as many as there are."""
-    mode: Literal["evidence", "fast", "nodes"] | None = None
+    mode: Mode | None = None
     """What weighs the specialists: how well each predicts the prompt (default), the fingerprint alone, or activations node by node."""
     layers: Size | Annotated[list[Token], Field(min_length=1)] | Literal["all"] | None = None
     """Blocks that are composed: the last so many, a list counted from 0, or all (default)."""
