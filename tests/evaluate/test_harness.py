@@ -162,19 +162,7 @@ def test_the_harness_command_line_knows_it(built, tasks, tmp_path, monkeypatch, 
     from lm_eval.tasks import TaskManager
 
     monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))  # reading ten thousand tasks takes long
-    given = [
-        "lm-eval",
-        "run",
-        "--model",
-        "asterism",
-        "--include_path",
-        str(tasks),
-        "--tasks",
-        "own_choices",
-        "--limit",
-        "1",
-        "--model_args",
-    ]
+    given = ["lm-eval", "run", "--model", "asterism", "--include_path", str(tasks), "--tasks", "own_choices", "--limit", "1"]
     monkeypatch.setattr(sys, "argv", [*given, "--model_args", f"library={built.library.root},mode=fast,top_k=2"])
     assert harness.main() == 0
     assert "own_choices" in capsys.readouterr().out
