@@ -13,7 +13,7 @@ BUCKET = 256
 
 
 class Places(Cache):
-    """Keys and values [rows, length, heads, dim] a layer. Before each forward pass one of two calls says which rows and positions it fills.
+    """Keys and values [rows, heads, length, dim] a layer. Before each forward pass one of two calls says which rows and positions it fills.
 
     Positions that were not written hold zeros, so that what the mask hides is finite. A layer is allocated when it is first met.
     """
@@ -23,18 +23,19 @@ class Places(Cache):
         self.rows, self.length = rows, length
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
-        self._shown: tuple[slice, slice] = (slice(0, rows), slice(0, 0))
-        self._written: tuple[slice, slice] | Tensor = self._shown
+        self._rows, self._width = slice(None), 0
+        self._span: slice | None = None
+        self._lengths: Tensor | None = None
+        self._flat: dict[int, Tensor] = {}
 
     def chunk(self, start: int, stop: int) -> None:
         """The next pass fills positions start to stop of every row."""
-        self._written, self._shown = (slice(None), slice(start, stop)), (slice(None), slice(0, stop))
+        self._rows, self._width, self._span = slice(None), stop, slice(start, stop)
 
     def step(self, rows: slice, lengths: Tensor, width: int) -> None:
         """The next pass fills position lengths[b] of the b-th of `rows`, and sees `width` positions."""
-        first = rows.start or 0
-        self._written = lengths + torch.arange(first, first + len(lengths), device=lengths.device) * self.length
-        self._shown = (rows, slice(0, width))
+        self._rows, self._width, self._span = rows, width, None
+        self._lengths, self._flat = lengths, {}
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """[rows, heads, new, dim] -> all that these rows have, [rows, heads, width, dim]."""
@@ -42,33 +43,33 @@ class Places(Cache):
         if keys is None or values is None:
             keys = self.keys[layer_idx] = self._room(key_states)
             values = self.values[layer_idx] = self._room(value_states)
-        written = self._written
-        if isinstance(written, Tensor):
-            keys.flatten(0, 1).index_copy_(0, written, key_states[:, :, 0])
-            values.flatten(0, 1).index_copy_(0, written, value_states[:, :, 0])
+        if self._span is None:
+            written = self._written(keys.shape[1])
+            keys.view(-1, keys.shape[3]).index_copy_(0, written, key_states.reshape(-1, keys.shape[3]))
+            values.view(-1, values.shape[3]).index_copy_(0, written, value_states.reshape(-1, values.shape[3]))
         else:
-            keys[written] = key_states.transpose(1, 2)
-            values[written] = value_states.transpose(1, 2)
-        return keys[self._shown].transpose(1, 2), values[self._shown].transpose(1, 2)
+            keys[:, :, self._span] = key_states
+            values[:, :, self._span] = value_states
+        return keys[self._rows, :, : self._width], values[self._rows, :, : self._width]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions that the next pass follows; callers give positions and masks of their own."""
         return 0
 
     def fill(self, layer: int, row: int, keys: Tensor, values: Tensor) -> None:
-        """Write the first positions of a row, [T, heads, dim] each."""
+        """Write the first positions of a row, [heads, T, dim] each."""
         for held, given in ((self.keys, keys), (self.values, values)):
             room = held[layer]
             if room is None:
-                room = held[layer] = given.new_zeros(self.rows, self.length, *given.shape[1:])
-            room[row, : len(given)] = given
+                room = held[layer] = given.new_zeros(self.rows, len(given), self.length, given.shape[2])
+            room[row, :, : given.shape[1]] = given
 
     def taken(self, layer: int, row: int, length: int) -> tuple[Tensor, Tensor]:
-        """The first positions of a row, [T, heads, dim] each."""
+        """The first positions of a row, [heads, T, dim] each."""
         keys, values = self.keys[layer], self.values[layer]
         assert keys is not None
         assert values is not None
-        return keys[row, :length], values[row, :length]
+        return keys[row, :, :length], values[row, :, :length]
 
     def take_row(self, row: int, other: Places, of: int, length: int) -> None:
         """Copy the first `length` positions of another room's row into a row of this one."""
@@ -80,22 +81,32 @@ class Places(Cache):
         """Exchange the first `length` positions of two rows."""
         for room in (*self.keys, *self.values):
             if room is not None:
-                kept = room[a, :length].clone()
-                room[a, :length] = room[b, :length]
-                room[b, :length] = kept
+                kept = room[a, :, :length].clone()
+                room[a, :, :length] = room[b, :, :length]
+                room[b, :, :length] = kept
 
     def grown(self, rows: int, length: int, used: int) -> Places:
         """A room of another size with the first `used` rows of this one."""
         fresh = Places(len(self.keys), rows, length)
         for held, other in ((self.keys, fresh.keys), (self.values, fresh.values)):
             for layer, room in enumerate(held):
-                if room is not None and used:
-                    other[layer] = room.new_zeros(rows, length, *room.shape[2:])
-                    other[layer][:used, : min(length, self.length)] = room[:used, :length]  # pyright: ignore[reportOptionalSubscript]
+                if room is not None:
+                    wider = other[layer] = room.new_zeros(rows, room.shape[1], length, room.shape[3])
+                    kept = min(length, self.length)
+                    wider[:used, :, :kept] = room[:used, :, :kept]
         return fresh
 
+    def _written(self, heads: int) -> Tensor:
+        """[rows * heads] places of the new positions among all."""
+        if heads not in self._flat:
+            assert self._lengths is not None
+            first = (self._rows.start or 0) * heads
+            every = torch.arange(first, first + len(self._lengths) * heads, device=self._lengths.device) * self.length
+            self._flat[heads] = (every.view(-1, heads) + self._lengths[:, None]).flatten()
+        return self._flat[heads]
+
     def _room(self, states: Tensor) -> Tensor:
-        return states.new_zeros(self.rows, self.length, states.shape[1], states.shape[3])
+        return states.new_zeros(self.rows, states.shape[1], self.length, states.shape[3])
 
 
 def bucket(length: int) -> int:

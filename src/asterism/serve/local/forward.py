@@ -48,7 +48,7 @@ class Forward:
         self.masks = Masks(self.model.config, self.dtype, self.device)
         self._last: Tensor | None = None
         self._final: Tensor | None = None
-        self.model.get_output_embeddings().register_forward_pre_hook(self._before_the_head)
+        self.model.get_submodule(self.anatomy.layout.head).register_forward_pre_hook(self._before_the_head)
         self.room = _room(self.model)
         self._check()
 

@@ -130,8 +130,11 @@ class Reader:
             end = min(start + max(1, budget() // len(parts)), longest)
             ids = self.forward.ids([part.tokens[start : end + 1] for part in parts], end + 1 - start)
             given = None if known is None else known[:, start:end]
-            asked = dict(first=depth, given=given, stop=stop, logits=losses, keep=keep or layer != "final")
-            chunk = self.forward.chunk(places, [part.composition for part in parts], ids[:, :-1], start, **asked)
+            deeper = keep or layer != "final"
+            compositions = [part.composition for part in parts]
+            chunk = self.forward.chunk(
+                places, compositions, ids[:, :-1], start, first=depth, given=given, stop=stop, logits=losses, keep=deeper
+            )
             left = lengths - start
             pooled = pooled + _summed(chunk.final if layer == "final" else chunk.states[int(layer) - depth], left)
             if chunk.logits is not None:

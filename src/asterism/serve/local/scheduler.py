@@ -169,9 +169,11 @@ class Scheduler:
         return True
 
     def _go_on_prefill(self) -> bool:
-        if self.prefills:
-            self._read(self.prefills.popleft())
-            return True
+        while self.prefills:
+            prefill = self.prefills.popleft()
+            if not prefill.done:
+                self._read(prefill)
+                return True
         return False
 
     def _read(self, prefill: Prefill) -> None:

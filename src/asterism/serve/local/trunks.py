@@ -26,7 +26,7 @@ class Trunk:
     states: Sequence[Tensor] = ()
     """[T, d] after each of the lowest blocks."""
     keys: Sequence[tuple[Tensor, Tensor]] = ()
-    """Keys and values [T, heads, dim] of those blocks."""
+    """Keys and values [heads, T, dim] of those blocks."""
 
     @property
     def depth(self) -> int:
