@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 from weakref import WeakValueDictionary
@@ -182,8 +184,10 @@ class LocalEngine:
 
     def _grown(self, name: str, source: str, probes: list[str]) -> Constellation:
         self.library.add(name, source)
+        own = copy.copy(self.library)
+        own.tokenizer = copy.deepcopy(own.tokenizer)  # two threads cannot use one at a time
         try:
-            grown = self.constellation.with_domain(name, probes)
+            grown = replace(replace(self.constellation, library=own).with_domain(name, probes), library=self.library)
             grown.save()
         except BaseException:
             self.library.remove(name)

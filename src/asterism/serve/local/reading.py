@@ -26,8 +26,9 @@ from asterism.serve.local.trunks import Tokens, Trunk, Trunks
 class Ask:
     """A prompt whose mixture is wanted."""
 
+    whole: Tokens
     tokens: Tokens
-    """As many as the constellation reads."""
+    """As many of them as are read."""
     constellation: Constellation
     """What is excluded is not in it."""
     settings: MixtureSettings
@@ -87,7 +88,7 @@ class Reader:
                 yield
 
     def _text(self, ask: Ask) -> str:
-        return self._executor.library.tokenizer.decode(list(ask.tokens), skip_special_tokens=True)
+        return self._executor.library.tokenizer.decode(list(ask.whole), skip_special_tokens=True)
 
     def _generalist(self, asks: Sequence[Ask], known: dict[Ask, Trunk], budget: Callable[[], int]) -> Iterator[None]:
         layers = {ask.constellation.settings.layer for ask in asks}

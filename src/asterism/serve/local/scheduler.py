@@ -77,7 +77,7 @@ class Scheduler:
             made = self.without(wish.exclude)
             settings = wish.settings or mixture_settings(len(made.domains), CompositionSettings())
             top_k(torch.zeros(len(made.domains)), settings.top_k)
-            self.asks.append(Ask(tuple(tokens[: self.window]), made, settings, tell, keep))
+            self.asks.append(Ask(tuple(tokens), tuple(tokens[: self.window]), made, settings, tell, keep))
         except Exception as error:
             tell(error)
 

@@ -51,6 +51,9 @@ class Trunks:
         self.limit, self.nbytes = limit, 0
         self._held: OrderedDict[Tokens, Trunk] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     def get(self, tokens: Tokens) -> Trunk | None:
         """What is known of a prompt."""
         if tokens in self._held:
