@@ -164,7 +164,7 @@ def test_answers_on_a_known_trunk_are_the_same(kinds, family, layers):
     driver = Driver.over(library, index, chunk=40)
     with tiny.wide():
         jobs = []
-        for place, text in enumerate(TEXTS[:5] + [TEXTS[-1][:100]]):
+        for place, text in enumerate([*TEXTS[:5], TEXTS[-1][:100]]):
             mixture = driver.choose(ids(library, text), Wish()).mixture
             jobs.append(Job(str(place), tuple(ids(library, text)), Sampling(5), Composition(mixture, CompositionSettings(layers=layers))))
         jobs.append(Job("base", jobs[0].tokens, Sampling(5)))

@@ -67,10 +67,11 @@ class LocalEngine:
         running, tails = made.running, made.executor.stats
         seconds = (*_emptied(made.compose_seconds), *_emptied(tails.seconds))
         rows = list(running.rows)
+        began = len(rows) + sum(len(prefill.rows) for prefill in list(made.prefills))
         used = sum(row.length for row in rows)
         return Stats(
-            running=len(rows),
-            waiting=made.waits,
+            running=began,
+            waiting=max(len(self._open) - began, 0) + self._reads,
             live_mixtures=distinct(rows),
             cache_share=used / (self.settings.slots * self._room) if self._room else len(rows) / self.settings.slots,
             composed_cache_hits_total=tails.hits,

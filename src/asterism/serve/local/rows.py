@@ -84,11 +84,6 @@ class Running:
         self._ids = torch.zeros(slots, 1, dtype=torch.long, device=forward.device)
         self._lengths = torch.zeros(slots, dtype=torch.long, device=forward.device)
 
-    @property
-    def positions(self) -> int:
-        """Positions in use."""
-        return sum(row.length for row in self.rows)
-
     def join(self, row: Row, token: int, source: Places, index: int) -> None:
         """A row whose prompt is read: its keys and values lie in row `index` of `source`, and `token` is its first."""
         self._fit(len(self.rows) + 1, row.length + 1)

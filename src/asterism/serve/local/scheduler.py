@@ -103,11 +103,6 @@ class Scheduler:
         return most if self.forward.room is None else min(most, self.forward.room)
 
     @property
-    def waits(self) -> int:
-        """Jobs and readings without a place."""
-        return len(self.waiting) + len(self.asks)
-
-    @property
     def busy(self) -> bool:
         """Whether `turn` has anything to do."""
         return bool(self.running.active or self.waiting or self.asks or self.prefills or self.readings)
