@@ -13,13 +13,13 @@ from torch import Tensor
 from asterism.compose.settings import CompositionSettings
 from asterism.constellation.mixture import Mixture
 from asterism.core.errors import UnknownName
-from asterism.models.changes import Change, Dense
 from asterism.models.library import Library
 from asterism.models.types import PreTrainedModel
 from asterism.serve.jobs import Composition
 from asterism.serve.local.bound import Bound
 from asterism.serve.local.passes import Live, State, Switch
 from asterism.serve.local.policy import ExecutionSettings, Phase, Policy
+from asterism.serve.local.shelf import Shelf
 from asterism.serve.local.tails import Tails, TailStats
 
 STATES = 8
@@ -37,16 +37,16 @@ class Executor:
         self._parameters: dict[str, Tensor] = dict(self.model.named_parameters())
         for name, parameter in self._parameters.items():
             parameter.data = library.tensor(name)  # never written to: the library's own serves
-        self._changes: dict[str, dict[str, Change]] = {}
+        self._shelf = Shelf(self._parameters, self._woven)
         self._alone: dict[str, Composition] = {}
         self._bound: WeakKeyDictionary[Composition, Bound] = WeakKeyDictionary()
         self._by_key: WeakValueDictionary[str, Bound] = WeakValueDictionary()
         self._tails = Tails(library.anatomy, self._parameters, int(self.settings.tails_gb * 1e9))
         self._policy, self._states = Policy(self.settings), OrderedDict[tuple, State]()
+        self._scratch: dict[torch.Size, Tensor] = {}
         self._switch = Switch()
         self._switch.patch(self.model)
-        for name in library.names:
-            self.add(name)
+        self._load(*library.names)
 
     def under(self, rows: Sequence[Composition | None], *, phase: Phase = "decode") -> None:
         """Row b of every batch that `model` is given from now on runs under rows[b]; None: the generalist.
@@ -60,10 +60,10 @@ class Executor:
             self._switch.state = None
             return
         chosen = self._policy.materialised(list(distinct), phase, self._tails.__contains__)
-        key = (*map(id, bounds), *sorted(map(id, chosen)))
+        key = (phase, *map(id, bounds), *sorted(map(id, chosen)))
         state = self._states.get(key)
         if state is None:
-            state = self._states[key] = self._state(bounds, chosen)
+            state = self._states[key] = self._state(bounds, chosen, phase)
             while len(self._states) > STATES:
                 self._states.popitem(last=False)
         else:
@@ -82,8 +82,8 @@ class Executor:
 
     def composition_of(self, name: str) -> Composition:
         """A specialist alone: all its parameters, with weight 1."""
-        if name not in self._changes:
-            raise UnknownName("specialist", name, self._changes)
+        if name not in self._shelf:
+            raise UnknownName("specialist", name, self._shelf.names)
         return self._alone[name]
 
     def floor(self, composition: Composition | None) -> int:
@@ -99,19 +99,17 @@ class Executor:
     @property
     def names(self) -> tuple[str, ...]:
         """The specialists that can be asked."""
-        return tuple(self._changes)
+        return self._shelf.names
 
     def add(self, name: str) -> None:
         """Load a specialist that the library has."""
-        with torch.inference_mode(False):
-            found = {parameter: self.library.change(name, parameter) for parameter in self._parameters}
-        self._changes[name] = {parameter: change for parameter, change in found.items() if change is not None}
-        self._alone[name] = Composition(Mixture.fixed({name: 1.0}, self.library.anatomy.hidden_size), CompositionSettings())
+        self._load(name)
 
     def remove(self, name: str) -> None:
         """Forget a specialist; admitted compositions that name it keep its tensors until they are let go."""
-        if self._changes.pop(name, None) is None:
-            raise UnknownName("specialist", name, self._changes)
+        if name not in self._shelf:
+            raise UnknownName("specialist", name, self._shelf.names)
+        self._shelf.take_out(name)
         del self._alone[name]
         for key, bound in list(self._by_key.items()):
             if name in bound.specialists:
@@ -126,9 +124,19 @@ class Executor:
 
     def bytes(self) -> Mapping[str, int]:
         """Memory held: of the `generalist`, of the `specialists` beside it, of the `tails` kept."""
-        specialists = {id(tensor): tensor.nbytes for changes in self._changes.values() for c in changes.values() for tensor in _tensors(c)}
         generalist = sum(tensor.nbytes for tensor in self._parameters.values())
-        return {"generalist": generalist, "specialists": sum(specialists.values()), "tails": self._tails.nbytes}
+        return {"generalist": generalist, "specialists": self._shelf.nbytes, "tails": self._tails.nbytes}
+
+    def _load(self, *names: str) -> None:
+        self._shelf.put(names, self.library.change)
+        for name in names:
+            self._alone[name] = Composition(Mixture.fixed({name: 1.0}, self.library.anatomy.hidden_size), CompositionSettings())
+
+    def _woven(self, parameter: str) -> bool:
+        """Whether a parameter's matrices lie woven: where few rows meet half-precision matrices on a CPU."""
+        own = self._parameters[parameter]
+        linear = self.library.anatomy.is_linear(parameter) and self.library.anatomy.output_axes[parameter] == 0
+        return linear and own.device.type == "cpu" and own.dtype.itemsize < 4
 
     def _bind(self, composition: Composition) -> Bound:
         bound = self._bound.get(composition)
@@ -136,21 +144,17 @@ class Executor:
             bound = self._by_key.get(composition.key)
             if bound is None:
                 for name in composition.mixture.specialists:
-                    if name not in self._changes:
-                        raise UnknownName("specialist", name, self._changes)
+                    if name not in self._shelf:
+                        raise UnknownName("specialist", name, self._shelf.names)
                 like = next(iter(self._parameters.values()))
-                bound = Bound(composition, self.library.anatomy, like, lambda name, parameter: self._changes[name].get(parameter))
+                bound = Bound(composition, self.library.anatomy, like, self._shelf.change)
                 self._by_key[composition.key] = bound
             self._bound[composition] = bound
         return bound
 
-    def _state(self, bounds: Sequence[Bound | None], chosen: set[Bound]) -> State:
+    def _state(self, bounds: Sequence[Bound | None], chosen: set[Bound], phase: Phase) -> State:
         rows: dict[Bound | None, list[int]] = {}
         for place, bound in enumerate(bounds):
             rows.setdefault(bound, []).append(place)
         live = [Live(bound, tuple(own), self._tails.take(bound) if bound in chosen else None) for bound, own in rows.items()]
-        return State(len(bounds), tuple(live), next(iter(self._parameters.values())))
-
-
-def _tensors(change: Change) -> tuple[Tensor, ...]:
-    return (change.tensor,) if isinstance(change, Dense) else (change.up, change.down)
+        return State(len(bounds), tuple(live), phase, next(iter(self._parameters.values())), self._scratch)

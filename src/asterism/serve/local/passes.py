@@ -1,28 +1,31 @@
 """What a module does about a batch whose rows run under different compositions.
 
-A matrix becomes a list of passes: some rows, the matrix that they meet, and their weights on its outputs. A mixed composition passes
-once through each of its specialists, a materialised one once through its own matrix, and rows that meet the same matrix pass together.
-Vectors (biases, norms) are composed, one a row.
+Rows meet matrices: a mixed composition's rows those of its specialists, with weights; a materialised one's its own matrix; rows under
+different compositions that ask the same specialist meet its matrix together. Vectors (biases, norms) are composed, one a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asterism.compose.composer import write
 from asterism.compose.mixed import Run, fitted, product_of, scaled_norm, swapped
+from asterism.compose.plan import Terms
 from asterism.core.errors import MismatchError, UnsupportedError
 from asterism.models.changes import Dense, LowRank
 from asterism.models.types import Conv1D, PreTrainedModel
 from asterism.serve.local.bound import Bound
+from asterism.serve.local.policy import Phase
+from asterism.serve.local.products import Addition, Meeting, Pattern, Product, composed, gathered, low_rank, woven
 
-Matrix = Tensor | LowRank
-"""What rows meet: a matrix in its module's layout, or two factors whose product is to be added to the generalist's."""
+MANY = 24
+"""Tokens of a composition from which building a matrix for them costs less than running them through each specialist's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,90 +39,83 @@ class Live:
     """Its composed matrices by parameter, where it is materialised."""
 
 
-class Pass(NamedTuple):
-    """Rows that meet one matrix."""
-
-    rows: Tensor | None
-    """[r] their places in the batch; None: all of it."""
-    weights: Tensor | None
-    """[r, 1, out], or [r, 1, 1] where every output has the same; None: 1."""
-    matrix: Matrix
-
-
 @dataclass(eq=False)
 class State:
     """What each row of a batch runs under, and what each module does about it, found when the module first runs."""
 
     rows: int
     live: tuple[Live, ...]
+    phase: Phase
     like: Tensor
     """A parameter of the model."""
+    scratch: dict[torch.Size, Tensor]
+    """By shape: where a matrix is built for a moment."""
     runs: dict[int, Run] = field(default_factory=dict)
-    _carried: dict[tuple, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+    _joined: dict[tuple, tuple[tuple[int, ...], Tensor | None]] = field(default_factory=dict)
+    _patterns: dict[tuple, Pattern] = field(default_factory=dict)
+    _group: Tensor | None = None
 
     def touches(self, name: str) -> bool:
         """Whether a parameter is other than the generalist's for any row."""
         return any(one.bound is not None and name in one.bound.terms for one in self.live)
 
-    def passes(self, name: str, own: Tensor) -> list[Pass]:
-        """Those of a matrix whose generalist's tensor is `own`; the ones over all rows first."""
-        met: dict[int, tuple[Matrix, list[tuple[int, Tensor | None]]]] = {}
+    def meetings(self, name: str, own: Tensor) -> tuple[list[Meeting], list[Addition]]:
+        """Who meets what in a matrix whose generalist's tensor is `own`, and what is added to it in low rank."""
+        met: dict[int, tuple[Tensor | LowRank, list[tuple[int, Tensor | None]]]] = {}
         for place, one in enumerate(self.live):
-            for matrix, weight in _meetings(one, name, own):
+            for matrix, weight in _asked(one, name, own):
                 met.setdefault(id(matrix), (matrix, []))[1].append((place, weight))
-        found = [Pass(*self._placed(who), matrix) for matrix, who in met.values()]
-        return sorted(found, key=lambda each: each.rows is not None)
+        whole = [Meeting(*self._together(who), matrix) for matrix, who in met.values() if isinstance(matrix, Tensor)]
+        return whole, [Addition(*self._together(who), matrix) for matrix, who in met.values() if isinstance(matrix, LowRank)]
 
     def vectors(self, name: str, own: Tensor) -> Tensor:
         """A vector parameter in every row, [rows, out]; [out] where it is the same in all."""
         if len(self.live) == 1:
             only = self.live[0].bound
             return own if only is None else only.vector(name, own)
-        distinct = torch.stack([own if one.bound is None else one.bound.vector(name, own) for one in self.live])
-        return distinct[self._group()]
-
-    def _group(self) -> Tensor:
-        if () not in self._carried:
+        if self._group is None:
             number = {row: place for place, one in enumerate(self.live) for row in one.rows}
-            self._carried[()] = torch.tensor([number[row] for row in range(self.rows)], device=self.like.device), None
-        found = self._carried[()][0]
-        assert found is not None
-        return found
+            self._group = torch.tensor([number[row] for row in range(self.rows)], device=self.like.device)
+        return torch.stack([own if one.bound is None else one.bound.vector(name, own) for one in self.live])[self._group]
 
-    def _placed(self, who: list[tuple[int, Tensor | None]]) -> tuple[Tensor | None, Tensor | None]:
-        """(rows, weights) of compositions with their weights [1, out], [1, 1] or None for 1; the same where all modules share them."""
+    def pattern(self, key: tuple, make: Callable[[], Pattern]) -> Pattern:
+        """A pattern made once for all modules that are composed alike."""
+        if key not in self._patterns:
+            self._patterns[key] = make()
+        return self._patterns[key]
+
+    def _together(self, who: list[tuple[int, Tensor | None]]) -> tuple[tuple[int, ...], Tensor | None]:
+        """(rows, weights [rows, out or 1], None for 1) of compositions by place with theirs; the same objects where they are the same."""
         key = tuple((place, None if weight is None else id(weight)) for place, weight in who)
-        if key not in self._carried:
-            rows = [row for place, _ in who for row in self.live[place].rows]
-            every = len(rows) == self.rows
-            index = None if every else torch.tensor(rows, device=self.like.device)
-            self._carried[key] = index, self._weights(who, rows if every else None)
-        return self._carried[key]
+        if key not in self._joined:
+            rows = tuple(row for place, _ in who for row in self.live[place].rows)
+            self._joined[key] = rows, self._weights(who)
+        return self._joined[key]
 
-    def _weights(self, who: list[tuple[int, Tensor | None]], order: list[int] | None) -> Tensor | None:
+    def _weights(self, who: list[tuple[int, Tensor | None]]) -> Tensor | None:
         if all(weight is None for _, weight in who):
             return None
         one = next(weight for _, weight in who if weight is not None).new_ones(1, 1)
         own = [one if weight is None else weight for _, weight in who]
         wide = max(weight.shape[1] for weight in own)
         whole = torch.cat([weight.expand(len(self.live[place].rows), wide) for (place, _), weight in zip(who, own, strict=True)])
-        if order is not None:  # back to the batch's own order
-            whole = whole[torch.tensor(order, device=whole.device).argsort()]
-        return None if bool((whole == 1).all()) else whole[:, None]
+        return None if bool((whole == 1).all()) else whole
 
 
-def _meetings(one: Live, name: str, own: Tensor) -> list[tuple[Matrix, Tensor | None]]:
+def _asked(one: Live, name: str, own: Tensor) -> list[tuple[Tensor | LowRank, Tensor | None]]:
     """(matrix, weights [1, out], [1, 1] or None for 1) of everything that one composition's rows meet in a parameter."""
     if one.bound is None or name not in one.bound.terms:
         return [(own, None)]
     if one.tail is not None:
         return [(one.tail[name], None)]
     terms = one.bound.terms[name]
-    based = isinstance(terms.base, Tensor) or terms.base != 0
-    found: list[tuple[Matrix, Tensor | None]] = [(own, terms.base if isinstance(terms.base, Tensor) else None)] if based else []
-    for part in terms.parts:
-        found.append((part.change.tensor if isinstance(part.change, Dense) else part.change, part.weights))
-    return found or [(own, one.bound.nothing)]
+    found: list[tuple[Tensor | LowRank, Tensor | None]] = []
+    if isinstance(terms.base, Tensor) or terms.base != 0:
+        found.append((own, terms.base if isinstance(terms.base, Tensor) else None))
+    found += [(part.change.tensor if isinstance(part.change, Dense) else part.change, part.weights) for part in terms.parts]
+    if not any(isinstance(matrix, Tensor) for matrix, _ in found):  # what is low in rank is added to something
+        found.append((own, one.bound.nothing))
+    return found
 
 
 class Switch:
@@ -154,8 +150,10 @@ def run_of(module: nn.Module, names: Mapping[str, str], original: Run, state: St
     """What a module does under a state; its own forward where nothing of it is changed. UnsupportedError for a module of no known kind."""
     if not any(state.touches(name) for name in names.values()):
         return original
-    if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
-        return _fitting(_matrix_run(module, names, original, state), state)
+    if isinstance(module, nn.Linear | Conv1D):
+        return _matrix_run(module, names, state)
+    if isinstance(module, nn.Embedding):
+        return _table_run(module, names["weight"], original, state)
     if any(tensor is not None and tensor.ndim != 1 for tensor in module._parameters.values()):
         raise UnsupportedError("A module cannot run mixed.", met=type(module).__name__, mend="serve the generalist alone")
     return _vector_run(module, names, original, state)
@@ -166,7 +164,7 @@ def _fitting(run: Run, state: State) -> Run:
     rows = state.rows
 
     def fitting(x: Tensor) -> Tensor:
-        if len(state.live) > 1 and x.shape[0] != rows:
+        if x.shape[0] != rows:
             if x.shape[0] != 1:
                 raise MismatchError("The batch does not fit.", met=f"{x.shape[0]} rows, {rows} compositions", mend="one for each row")
             x = x.expand(rows, *x.shape[1:])
@@ -175,45 +173,97 @@ def _fitting(run: Run, state: State) -> Run:
     return fitting
 
 
-def _matrix_run(module: nn.Linear | Conv1D | nn.Embedding, names: Mapping[str, str], original: Run, state: State) -> Run:
-    weight, bias, dtype = module._parameters["weight"], module._parameters.get("bias"), state.like.dtype
+def _matrix_run(module: nn.Linear | Conv1D, names: Mapping[str, str], state: State) -> Run:
+    weight, bias, dtype, n = module._parameters["weight"], module._parameters.get("bias"), state.like.dtype, state.rows
     assert weight is not None
-    passes, product = state.passes(names["weight"], weight), _applied(module, original)
-    added = None if bias is None else state.vectors(names["bias"], bias)
-    if added is not None and added.ndim == 2:
-        added = added[:, None]
-    wide = dtype.itemsize < 4 and (len(passes) > 1 or passes[0].weights is not None)
+    meetings, additions = state.meetings(names["weight"], weight)
+    vector = None if bias is None else state.vectors(names["bias"], bias)
+    outputs_last = isinstance(module, Conv1D)
+    if len(meetings) == 1 and meetings[0].weights is None and not additions and (vector is None or vector.ndim == 1):
+        matrix = meetings[0].matrix.T if outputs_last else meetings[0].matrix
+        return lambda x: F.linear(x, matrix, vector)  # any number of rows
+    added = vector[:, None] if vector is not None and vector.ndim == 2 else vector
+    product = _whole(meetings, names["weight"], weight, state, outputs_last=outputs_last)
+    more = low_rank(additions, n, dtype) if additions else None
 
     def run(x: Tensor) -> Tensor:
-        total: Tensor | None = None
-        for rows, weights, matrix in passes:
-            y = product(x if rows is None else x.index_select(0, rows), matrix)
-            if wide:
-                y = y.float()
-            if weights is not None:
-                y = y * fitted(weights, y)
-            if rows is not None:
-                total = (y.new_zeros(x.shape[0], *y.shape[1:]) if total is None else total).index_add_(0, rows, y)
-            else:
-                total = y if total is None else total.add_(y)
-        assert total is not None
+        total = product(x)
+        if more is not None:
+            y = more(x)
+            total = total.to(torch.promote_types(y.dtype, torch.float32)) + y if dtype.itemsize < 4 else total.add_(y)
         if added is not None:
             total = total + fitted(added, total)
         return total.to(dtype)
 
-    return run
+    return _fitting(run, state)
 
 
-def _applied(module: nn.Linear | Conv1D | nn.Embedding, original: Run) -> Callable[[Tensor, Matrix], Tensor]:
-    """(inputs, what they meet) -> outputs without the bias."""
-    product = product_of(module, original)
+def _whole(meetings: list[Meeting], name: str, own: Tensor, state: State, *, outputs_last: bool) -> Product:
+    if len(meetings) == 1 and meetings[0].weights is None:
+        matrix = meetings[0].matrix.T if outputs_last else meetings[0].matrix
+        return lambda x: F.linear(x, matrix)
+    decode = state.phase == "decode"
+    half = state.like.dtype.itemsize < 4 and state.like.device.type == "cpu"
+    found = woven(meetings, state.rows, outputs_last=outputs_last) if decode and half else None
+    few = found or gathered(meetings, state.rows, outputs_last=outputs_last, batched=decode, memo=state.pattern)
+    if decode or all(each.weights is None for each in meetings):
+        return few
+    many = _built(name, own, state, outputs_last=outputs_last)
+    most = max(len(one.rows) for one in state.live)
+    return lambda x: (few if x.shape[1:-1].numel() * most < MANY else many)(x)
 
-    def applied(x: Tensor, matrix: Matrix) -> Tensor:
-        if isinstance(matrix, LowRank):
-            return F.linear(F.linear(x, matrix.down.to(x.dtype)), matrix.up.to(x.dtype))
-        return product(x, matrix)
 
-    return applied
+def _built(name: str, own: Tensor, state: State, *, outputs_last: bool) -> Product:
+    """Whole matrices of a parameter: each composition's is built in the scratch place when its rows' turn has come."""
+    axis = int(outputs_last)
+
+    def build(terms: Terms) -> Tensor:
+        place = state.scratch.get(own.shape)
+        if place is None:
+            place = state.scratch[own.shape] = torch.empty(own.shape, dtype=own.dtype, device=own.device)
+        write(place, terms, lambda: own, axis)
+        return place
+
+    groups: list[tuple[tuple[int, ...], Callable[[], Tensor]]] = []
+    for one in state.live:
+        whole = [(matrix, weight) for matrix, weight in _asked(one, name, own) if isinstance(matrix, Tensor)]
+        if one.bound is None or (len(whole) == 1 and (whole[0][1] is None or bool((whole[0][1] == 1).all()))):
+            groups.append((one.rows, partial(_same, whole[0][0])))
+        else:
+            terms = one.bound.terms[name]
+            dense = Terms(terms.base, tuple(part for part in terms.parts if isinstance(part.change, Dense)))
+            groups.append((one.rows, partial(build, dense)))
+    return composed(groups, state.rows, own.shape[axis], outputs_last=outputs_last)
+
+
+def _same(matrix: Tensor) -> Tensor:
+    return matrix
+
+
+def _table_run(module: nn.Embedding, name: str, original: Run, state: State) -> Run:
+    """An embedding: every row looks its tokens up in all its tables."""
+    weight, dtype = module.weight, state.like.dtype
+    (meetings, additions), look_up = state.meetings(name, weight), product_of(module, original)
+    assert not additions, "a low-rank change belongs to a linear module"
+    if len(meetings) == 1 and meetings[0].weights is None:
+        return lambda ids: look_up(ids, meetings[0].matrix)
+    placed = [(torch.tensor(each.rows, device=weight.device), each.weights, each.matrix) for each in meetings]
+
+    def run(ids: Tensor) -> Tensor:
+        total = None
+        for rows, weights, table in placed:
+            y = look_up(ids.index_select(0, rows), table)
+            y = y if weights is None else y.to(weights.dtype) * fitted(weights[:, None], y)
+            total = torch.zeros(ids.shape[0], *y.shape[1:], dtype=_wide(dtype), device=y.device) if total is None else total
+            total.index_add_(0, rows, y.to(total.dtype))
+        assert total is not None
+        return total.to(dtype)
+
+    return _fitting(run, state)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _vector_run(module: nn.Module, names: Mapping[str, str], original: Run, state: State) -> Run:
