@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from asterism.compose.build import compose
+from asterism.compose.settings import CompositionSettings
 from asterism.constellation.averages import domain_mixture
 from asterism.constellation.index import Constellation
 from asterism.constellation.mixture import Mixture
@@ -55,6 +56,20 @@ def test_a_domains_mean_mixture(asterism, original, opened, data, tmp_path, read
     assert "checkpoint: " in told.out
 
 
+def test_a_saved_composition(asterism, library, tmp_path):
+    from asterism.serve.saved import Saved
+
+    opened, mixture = Library.open(library), Mixture.fixed({"code": 0.6, "legal": 0.1}, 16, generalist=0.3, scale=1.2)
+    Saved(opened).save("mine", mixture, CompositionSettings(layers=2), origin={})
+    ran = asterism("export", library, "--saved", "mine", "--out", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.answer["origin"] == {"saved": "mine"}
+    assert ran.answer["delta_scale"] == pytest.approx(1.2)
+    equal(tmp_path / "out", compose(opened, mixture, layers=2))
+    refused(asterism("export", library, "--saved", "mien", "--out", tmp_path / "other"), "did you mean 'mine'")
+    refused(asterism("export", library, "--saved", "mine", "--layers", 1, "--out", tmp_path / "other"), "layers")
+
+
 def test_an_adapter(asterism, original, tmp_path):
     ran = asterism("export", original, "--mixture", "code=1", "--out", tmp_path / "out", "--as", "adapter", "--rank", 2)
     assert ran.code == 0, ran.err
@@ -66,7 +81,7 @@ def test_what_cannot_be_exported(asterism, original, data, tmp_path):
     def ran(*given):
         return asterism("export", original, "--out", tmp_path / "out", *given)
 
-    refused(ran(), "either --domain or --mixture")
+    refused(ran(), "--domain, --mixture and --saved")
     refused(ran("--domain", "legal", "--mixture", "legal=1"), "--domain and --mixture")
     refused(ran("--domain", "leagl"), "did you mean 'legal'")
     refused(ran("--domain", "legal", "--mode", "evidence"), "mode fast")

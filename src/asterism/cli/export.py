@@ -1,4 +1,4 @@
-"""`asterism export LIBRARY --domain NAME | --mixture SHARES --out DIR`."""
+"""`asterism export LIBRARY --domain NAME | --mixture SHARES | --saved LABEL --out DIR`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def app(
     mixture: Annotated[
         str | None, typer.Option(help="A mixture: name=SHARE,...; what is left of 1 is the generalist's.", show_default=False)
     ] = None,
+    saved: Annotated[str | None, typer.Option(help="A composition that a server has saved under this label.", show_default=False)] = None,
     data: Annotated[
         list[Path] | None,
         typer.Option(help="With --domain: folder of <domain>.train.jsonl files, whose probes are read; may be repeated."),
@@ -42,18 +43,18 @@ def app(
     *,
     given: Given,
 ):
-    """Write a mixture, or a whole domain's mean mixture, as one model.
+    """Write a mixture, a whole domain's mean mixture or a saved composition as one model.
 
     Of a domain's probes the index keeps fingerprints alone, so without --data their mixtures are those of mode `fast`.
     """
     check_rank(form, rank)
-    asked = {"--domain": domain, "--mixture": mixture}
+    asked = {"--domain": domain, "--mixture": mixture, "--saved": saved}
     if len(named := [option for option, value in asked.items() if value is not None]) != 1:
         met = " and ".join(named) or "none of them"
-        raise SettingsError("An export is of one composition.", met=met, mend="give either --domain or --mixture")
+        raise SettingsError("An export is of one composition.", met=met, mend="give one of --domain, --mixture and --saved")
     if data and domain is None:
         raise SettingsError("Only a domain has probes to read.", met=f"{named[0]} with --data", mend="leave --data out")
-    opened, made, composition, origin = _asked(library, domain, mixture, data, given)
+    opened, made, composition, origin = _asked(library, domain, mixture, saved, data, given)
     from asterism.compose.export import save_adapter, save_checkpoint
 
     kept: dict[str, Any] = {}
@@ -73,10 +74,13 @@ def app(
     return {**answer, "settings": composition.model_dump(mode="json")}, show
 
 
-def _asked(library: Path, domain: str | None, shares: str | None, data: Sequence[Path] | None, given: Given) -> Asked:
+def _asked(library: Path, domain: str | None, shares: str | None, saved: str | None, data: Sequence[Path] | None, given: Given) -> Asked:
     if domain is not None:
         return _of_domain(library, domain, data, given)
     _refuse(given, MixtureSettings, "A mixture that is given is not chosen.")
+    if saved is not None:
+        _refuse(given, CompositionSettings, "A saved composition has settings of its own.")
+        return _of_label(library, saved, given)
     from asterism.constellation.mixture import Mixture
 
     opened, wanted = open_library(library, given), parsed_shares(shares or "")
@@ -97,6 +101,13 @@ def _of_domain(library: Path, domain: str, data: Sequence[Path] | None, given: G
     texts = draw_index_probes(read_corpus(*data), [domain], count, given.seed)[domain] if data else None
     made = domain_mixture(constellation, domain, settings, texts)
     return opened, made, composition, {"domain": domain, "probes": len(texts) if texts else count, "mode": settings.mode}
+
+
+def _of_label(library: Path, label: str, given: Given) -> Asked:
+    from asterism.serve.saved import Saved
+
+    opened = open_library(library, given)
+    return opened, *Saved(opened).recall(label), {"saved": label}
 
 
 def parsed_shares(text: str) -> dict[str, float]:
