@@ -24,6 +24,7 @@ class Live:
     url: str
     asking: Asking
     server: Server
+    client: httpx.Client
 
     @property
     def engine(self) -> Any:
@@ -44,10 +45,11 @@ def live(engine: Any, served: Any, settings: ServeSettings | None = None, keys: 
     url, server = address_of(listener), Server(app, drain_s=5)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
-    found = Live(url, app.state.asking, server)
     try:
-        found.until(lambda: httpx.get(f"{url}/ready").status_code == 200)
-        yield found
+        with httpx.Client(base_url=url) as client:
+            found = Live(url, app.state.asking, server, client)
+            found.until(lambda: client.get("/ready").status_code == 200)
+            yield found
     finally:
         server.should_exit = True
         thread.join(10)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Response
 from pydantic import Field, model_validator
 
 from asterism.constellation.settings import MixtureSettings
-from asterism.core.errors import SettingsError, UnknownName
+from asterism.core.errors import SettingsError, StorageError, UnknownName
 from asterism.models.library import check_name
 from asterism.serve import schema
 from asterism.serve.asking import Asking
@@ -121,7 +121,10 @@ def routes(asking: Asking, saved: Saved) -> APIRouter:
             if body.name in engine.facts.specialists:
                 mend = "choose another name, or remove the old one first"
                 raise Refused(409, "A specialist has that name already.", met=repr(body.name), mend=mend)
-            await engine.add(body.name, body.source, list(body.probes))
+            try:
+                await engine.add(body.name, body.source, list(body.probes))
+            except StorageError as error:
+                raise Refused.of(error, 400, param="source") from error
         return JSON(specialist(body.name), 201)
 
     @router.delete("/v1/asterism/specialists/{name}", response_model=Removed)

@@ -67,7 +67,7 @@ def create_app(
     app.include_router(endpoints.routes(asking))
     app.include_router(admin.routes(asking, saved))
     tell = _teller(asking)
-    for kind in (AsterismError, RequestValidationError, HTTPException, Exception):
+    for kind in (AsterismError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, tell)
 
     async def refuse(error: AsterismError, scope: Any, receive: Any, send: Any, headers: Mapping[str, str] | None = None) -> None:
@@ -75,29 +75,37 @@ def create_app(
 
     app.add_middleware(BodyLimit, most=settings.body_bytes, refuse=refuse)
     app.add_middleware(Keys, keys=keys, refuse=refuse)
-    app.add_middleware(Named)
+    app.add_middleware(Outermost, refuse=refuse)
     return app
 
 
-class Named:
-    """ASGI middleware: every answer carries an x-request-id, the client's own where it sent a plain one."""
+class Outermost:
+    """ASGI middleware: every answer carries an x-request-id, the client's own where it sent a plain one; a fault of ours is logged here,
+    and told as nothing but a fault."""
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    def __init__(self, app: Any, refuse: Any) -> None:
+        self._app, self._refuse = app, refuse
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Put the header on the answer."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        name = (given if REQUEST.fullmatch(given) else secrets.token_hex(12)).encode()
+        name, begun = (given if REQUEST.fullmatch(given) else secrets.token_hex(12)).encode(), False
 
         async def named(message: Any) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", name)]}
+                begun, message = True, {**message, "headers": [*message["headers"], (b"x-request-id", name)]}
             await send(message)
 
-        await self._app(scope, receive, named)
+        try:
+            await self._app(scope, receive, named)
+        except Exception:
+            log.exception("A fault of the server, in request %s.", name.decode())
+            if begun:
+                raise
+            await self._refuse(internal(), scope, receive, named)
 
 
 async def _start(engine: Engine, asking: Asking, told: Callable[[], Callable[[Exception | None], None] | None]) -> None:
@@ -106,7 +114,7 @@ async def _start(engine: Engine, asking: Asking, told: Callable[[], Callable[[Ex
         await engine.start()
         asking.away = None
     except Exception as error:
-        if told() is None:
+        if told() is None or not isinstance(error, AsterismError):
             log.exception("The engine could not be started.")
         asking.away, failure = Away("The engine could not be started.", type(error).__name__), error
     if (tell := told()) is not None:
@@ -119,8 +127,7 @@ def _teller(asking: Asking) -> Callable[[Request, Exception], Response]:
             error = of_fields(request, error)
         elif isinstance(error, HTTPException):
             error = of_http(request, error)
-        elif not isinstance(error, AsterismError):
-            error = internal()
+        assert isinstance(error, AsterismError)
         return _answer(asking, error)
 
     return tell

@@ -112,6 +112,11 @@ class Asking:
         if self.away is not None:
             raise self.away
 
+    def alive(self) -> None:
+        """Away once the engine itself has failed."""
+        if not self.meter.stats().alive:
+            raise Away("The engine has stopped working.", "an error of its own", after=60)
+
     async def tokens(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """A prompt's tokens; tokens are checked and taken as they are. DataError for a text that has none, or no such token."""
         if isinstance(prompt, str):

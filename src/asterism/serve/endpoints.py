@@ -51,13 +51,15 @@ def routes(asking: Asking) -> APIRouter:
 
     @router.get("/health", response_model=Health)
     async def health() -> Response:
-        """Whether this process is up."""
+        """Whether this process is up, and its engine has not died."""
+        asking.alive()
         return JSON({"status": "up", "running": asking.gate.inside})
 
     @router.get("/ready", response_model=Health)
     async def ready() -> Response:
         """Whether questions are answered: not while the engine starts, nor once the server is told to stop."""
         asking.open()
+        asking.alive()
         return JSON({"status": "ready", "running": asking.gate.inside})
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {CONTENT_TYPE: {"schema": {"type": "string"}}}}})

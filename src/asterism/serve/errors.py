@@ -7,8 +7,8 @@ from typing import Any
 
 from asterism.core.errors import AsterismError, StaleError, StorageError, UnknownName
 
-PATH = re.compile(r"(?<![\w./~<-])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\":;,()\[\]{}]+[\\/])*([^\s'\":;,()\[\]{}\\/]+)")
-"""A path from the root or from home; its last name alone is told."""
+PATH = re.compile(r"(?<![\w./~<-])(?:~?/(?:[^\s'\":;,()\[\]{}/]+/)*|[A-Za-z]:\\(?:[^\s'\":;,()\[\]{}\\]+\\)*)([^\s'\":;,()\[\]{}/\\]+)")
+"""A path from the root, from home or from a drive; its last name alone is told."""
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 CODES = {401: "invalid_api_key", 403: "not_allowed", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 409: "already_there"}
 CODES |= {413: "body_too_large", 415: "not_json", 429: "busy", 500: "internal_error", 503: "unavailable"}
@@ -58,14 +58,14 @@ def internal() -> Refused:
 
 
 def status_of(error: AsterismError) -> int:
-    """The HTTP status: its own, 404 for an unknown name, 409 for what has changed since, 500 for damage on disk, else 400."""
+    """The HTTP status: its own, 404 for an unknown name, 409 for what has changed since, 500 for damage and failed work, else 400."""
     if isinstance(error, Refused):
         return error.status
     if isinstance(error, UnknownName):
         return 404
     if isinstance(error, StaleError):
         return 409
-    return 500 if isinstance(error, StorageError) else 400
+    return 500 if isinstance(error, StorageError) or type(error) is AsterismError else 400
 
 
 def body_of(error: AsterismError, status: int | None = None) -> dict[str, Any]:

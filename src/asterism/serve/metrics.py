@@ -36,7 +36,7 @@ class Meter:
 
     def __init__(self, name: str, stats: Callable[[], Stats]) -> None:
         """`stats`: the engine's counters now. Nobody else may ask it: what it tells of the time since the last call is told once."""
-        self._name, self._stats, self._registry = name, stats, CollectorRegistry()
+        self._name, self._stats, self._registry, self._now = name, stats, CollectorRegistry(), Stats()
         given: dict[str, Any] = dict(labelnames=[LABEL], registry=self._registry)
         first = "Seconds from a request's arrival to the first token of an answer."
         self._first = Histogram("vllm:time_to_first_token_seconds", first, buckets=FIRST, **given).labels(name)
@@ -73,12 +73,13 @@ class Meter:
         return found
 
     def page(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """All of it, as Prometheus reads it. The engine is asked first: what it tells goes to histograms as well."""
+        self._now = self.stats()
         return generate_latest(self._registry)
 
     def families(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """The engine's part."""
-        now = self.stats()
+        now = self._now
         for name, (told, field) in GAUGES.items():
             yield _filled(GaugeMetricFamily(name, told, labels=[LABEL]), [self._name], getattr(now, field))
         for name, (told, field) in TOTALS.items():

@@ -14,19 +14,22 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Int = Annotated[int, Field(strict=True), BeforeValidator(_whole)]
+LONGEST_SEED = 2**63 - 1
+MOST_ANSWERS = 128
+TOP = 20
+"""Likeliest tokens that may be told beside one."""
+
 Float = Annotated[float, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
-Size = Annotated[Int, Field(ge=1)]
-Token = Annotated[Int, Field(ge=0)]
+Size = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
+Count = Annotated[int, Field(strict=True, ge=0), BeforeValidator(_whole)]
+Answers = Annotated[int, Field(strict=True, ge=1, le=MOST_ANSWERS), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=LONGEST_SEED), BeforeValidator(_whole)]
+Tops = Annotated[int, Field(strict=True, ge=0, le=TOP), BeforeValidator(_whole)]
 Share = Annotated[Float, Field(ge=0, le=1)]
 Name = Annotated[Text, Field(min_length=1, max_length=100)]
 Mode = Literal["evidence", "fast", "nodes"]
-
-LONGEST_SEED = 2**63 - 1
-TOP = 20
-"""Likeliest tokens that may be told beside one."""
 
 
 class Body(BaseModel):
@@ -42,7 +45,7 @@ class Extras(Body):
     """Specialists kept; 3 by default, or as many as there are."""
     mode: Mode | None = None
     """What weighs the specialists: how well each predicts the prompt (default), the fingerprint alone, or activations node by node."""
-    layers: Size | Annotated[list[Token], Field(min_length=1)] | Literal["all"] | None = None
+    layers: Size | Annotated[list[Count], Field(min_length=1)] | Literal["all"] | None = None
     """Blocks that are composed: the last so many, a list counted from 0, or all (default)."""
     node_map: Literal["hidden", "tiled", "mean", "per_module"] | None = None
     """How weights of hidden nodes reach other outputs; `tiled` by default."""
@@ -50,7 +53,7 @@ class Extras(Body):
     """A fixed mixture, e.g. {"medical": 0.7, "legal": 0.3}; what is left of 1 is the generalist's."""
     exclude: list[Name] | None = None
     """Specialists that are left out, as though the library lacked them."""
-    renew: Annotated[Int, Field(ge=0)] | None = None
+    renew: Count | None = None
     """New tokens after which the mixture is made again; 0: never; 64 by default."""
 
 
@@ -71,13 +74,13 @@ class Asked(Body):
 
     model: Text
     """NAME (composed for the prompt), NAME-base, NAME:specialist or NAME@saved; see `/v1/models`."""
-    n: Annotated[Int, Field(ge=1, le=128)] | None = None
+    n: Answers | None = None
     """Answers to each prompt; 1 by default."""
     temperature: Annotated[Float, Field(ge=0, le=2)] | None = None
     """1 by default; 0 takes the likeliest token every time."""
     top_p: Annotated[Float, Field(gt=0, le=1)] | None = None
     """Draw from the likeliest tokens that together have this probability; 1 by default."""
-    seed: Annotated[Int, Field(ge=0, le=LONGEST_SEED)] | None = None
+    seed: Seed | None = None
     """Of the draws; answer i of a prompt draws with seed + i. Told under `asterism` where none is given."""
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     """Texts before which an answer ends."""
@@ -136,15 +139,15 @@ class CompletionRequest(Asked):
     prompt: (
         Annotated[Text, Field(min_length=1)]
         | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1)]
-        | Annotated[list[Token], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1)]
+        | Annotated[list[Count], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Count], Field(min_length=1)]], Field(min_length=1)]
     )
     """A text, several, the tokens of one, or of several; each prompt gets its own mixture."""
-    logprobs: Annotated[Int, Field(ge=0, le=TOP)] | None = None
+    logprobs: Tops | None = None
     """So many of the likeliest tokens beside each token written, and its own log-probability."""
     echo: Flag | None = None
     """Tell the prompt before the answer (without log-probabilities of its tokens)."""
-    best_of: Annotated[Int, Field(ge=1, le=128)] | None = None
+    best_of: Answers | None = None
     """As `n`, alone."""
     suffix: Text | None = None
     """Empty alone."""
@@ -199,7 +202,7 @@ class ChatRequest(Asked):
     """Longest answer, in tokens; all the room there is by default. `max_tokens` is its older name."""
     logprobs: Flag | None = None
     """Tell the log-probability of every token written."""
-    top_logprobs: Annotated[Int, Field(ge=0, le=TOP)] | None = None
+    top_logprobs: Tops | None = None
     """And of so many of the likeliest."""
     tools: list[Any] | None = None
     """Empty alone; so are the fields below."""

@@ -22,6 +22,8 @@ class ServeSettings(Settings):
     """What runs the models: `local` on transformers, `vllm` where vLLM is installed."""
     allow_changes: bool = False
     """Let requests add and remove specialists, and save compositions: they change the library on disk."""
+    playground: bool = True
+    """Show a page at / that asks in a browser."""
     chat_template: str | None = None
     """Chat template in place of the tokenizer's: a file, or the name of a known format such as chatml. A tokenizer without one gets the
     messages' texts, a blank line between them."""
