@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from asterism.core.errors import StorageError, UnknownName
+from asterism.core.errors import MismatchError, StorageError, UnknownName
 from asterism.models import digests, likeness
 from asterism.models.changes import Dense, LowRank
 from asterism.models.checkpoints import Checkpoint
@@ -112,6 +113,34 @@ def test_order_addition_and_removal_are_kept(tmp_path):
         library.model("science")
     library.add("science", "later")
     assert torch.equal(logits(library.model("science")), logits(library.model("legal")))
+
+
+def test_what_another_process_changed_is_taken_over(tmp_path):
+    library = tiny.tiny_library(tmp_path, names=("science", "medical", "code"))
+    tiny.save(tiny.perturbed(tiny.tiny_model("gpt2"), 5, 0.1), tmp_path / "later")
+    library.model("code")
+    other = Library.open(tmp_path)
+    for name in ("medical", "code"):
+        other.remove(name)
+    for name in ("legal", "code"):
+        other.add(name, "later")
+    assert library.take_over(Library.open(tmp_path)) == (("medical", "code"), ("legal", "code"))
+    assert library.names == ("science", "legal", "code")
+    assert torch.equal(logits(library.model("code")), logits(loaded(tmp_path / "later")))
+    assert library.take_over(Library.open(tmp_path)) == ((), ())
+    with pytest.raises(UnknownName):
+        library.model("medical")
+    with pytest.raises(MismatchError, match="another generalist"):
+        library.take_over(Library.create(tmp_path / "other", tmp_path / "later", {}))
+    assert library.names == ("science", "legal", "code")
+
+
+def test_threads_may_open_libraries_and_build_models_at_one_time(tmp_path):
+    library = tiny.tiny_library(tmp_path, names=("science",))
+    want = logits(library.model("science"))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: logits(Library.open(tmp_path).model("science")), range(12)))
+    assert all(torch.equal(one, want) for one in found)
 
 
 def test_a_library_may_be_moved_and_may_name_folders_elsewhere(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import RLock
 from typing import Literal
 
 import torch
@@ -20,6 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from asterism.core.errors import UnsupportedError
 
 Role = Literal["embedding", "attention", "mlp", "norm", "final_norm", "head"]
+MAKING = RLock()
+"""Held while a model is made without initial values: transformers and accelerate change functions of the whole process for it."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,14 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
 
     Raises UnsupportedError for a config that is not a causal LM's.
     """
-    try:
-        with torch.device("meta"), no_init_weights():
-            model = AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        mend = "give a decoder-only model that AutoModelForCausalLM can load"
-        raise UnsupportedError("Not a causal language model.", met=f"{config.model_type!r}: {str(error)[:120]}", mend=mend) from None
-    model.tie_weights()
+    with MAKING:
+        try:
+            with torch.device("meta"), no_init_weights():
+                model = AutoModelForCausalLM.from_config(config)
+        except ValueError as error:
+            mend = "give a decoder-only model that AutoModelForCausalLM can load"
+            raise UnsupportedError("Not a causal language model.", met=f"{config.model_type!r}: {str(error)[:120]}", mend=mend) from None
+        model.tie_weights()
     return model
 
 

@@ -158,6 +158,22 @@ class Library:
         del self._specialists[name]
         self._forget(name)
 
+    def take_over(self, now: Library) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Have the specialists that `now` has, this library as it was opened later: (names that went, names that came).
+
+        One whose source is another by now is both. MismatchError where the generalist is another one: nothing has changed then.
+        """
+        if now._generalist_source != self._generalist_source:
+            mend = "start whatever uses the library again"
+            raise MismatchError("The library has another generalist by now.", met=now._generalist_source, mend=mend)
+        gone = tuple(name for name, source in self._sources.items() if now._sources.get(name) != source)
+        new = tuple(name for name, source in now._sources.items() if self._sources.get(name) != source)
+        self._specialists = {name: (now if name in new else self)._specialists[name] for name in now.names}
+        self._sources = dict(now._sources)
+        for name in gone:
+            self._forget(name)
+        return gone, new
+
     def folder(self, name: str | None = None) -> Path:
         """Where the files of the generalist or of a specialist lie."""
         return self._folder if name is None else self._specialist(name).folder

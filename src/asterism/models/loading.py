@@ -13,6 +13,7 @@ from transformers.initialization import no_init_weights
 
 from asterism.core.errors import StorageError, UnsupportedError
 from asterism.core.storage import read_json
+from asterism.models.anatomy import MAKING
 from asterism.models.sources import config_folder
 
 
@@ -56,10 +57,11 @@ def build(config: PreTrainedConfig, tensors: Mapping[str, Tensor], dtype: torch.
     """
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False), no_init_weights():
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
-    model.load_state_dict(dict(tensors), strict=False, assign=True)
-    model.tie_weights()
+    with MAKING:
+        with init_empty_weights(include_buffers=False), no_init_weights():
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        model.load_state_dict(dict(tensors), strict=False, assign=True)
+        model.tie_weights()
     absent = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if absent:
         raise UnsupportedError("A model could not be filled.", met=f"nothing for {absent[0]}", mend="report this architecture")

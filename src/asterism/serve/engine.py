@@ -49,6 +49,13 @@ class Engine(Protocol):
         """Take one out: answers that run with it finish with it, later ones are refused."""
         ...
 
+    async def follow(self) -> None:
+        """Take over what other processes have changed in the library's files: specialists that came or went, the constellation.
+
+        Answers under way go on as after `add` and `remove`. On an error the engine goes on with what it has, as far as it could not follow.
+        """
+        ...
+
     def stats(self) -> Stats:
         """Counters now."""
         ...

@@ -13,17 +13,15 @@ from queue import SimpleQueue
 from typing import Any
 from weakref import WeakValueDictionary
 
-from asterism.constellation.explanation import explain
-from asterism.constellation.index import Constellation
+from asterism.constellation.index import FOLDER, Constellation
 from asterism.constellation.settings import MixtureSettings
-from asterism.core.errors import DataError, SettingsError, UnknownName
+from asterism.core.errors import DataError, MismatchError, SettingsError, UnknownName
 from asterism.core.progress import quiet
 from asterism.models.library import Library
 from asterism.serve.errors import Away
 from asterism.serve.jobs import Choice, Event, Facts, Failed, Finished, Job, Stats, Wish
 from asterism.serve.local.answer import Answer
 from asterism.serve.local.execution import Executor
-from asterism.serve.local.own import OwnWeights
 from asterism.serve.local.rows import distinct
 from asterism.serve.local.scheduler import Scheduler
 from asterism.serve.local.settings import LocalSettings
@@ -120,21 +118,13 @@ class LocalEngine:
             raise DataError("There is nothing to read.", met="a prompt without tokens", mend="give it some words")
         self._refuse_unknown(wish.exclude)
         read = tuple(tokens)
-        choice = await self._asked(lambda made, tell: made.ask(read, wish, tell))
+        choice = await self._asked(lambda made, tell, found: made.ask(read, wish, tell, gone=found.cancelled))
         self._call(lambda made: made.chose(choice))
         return choice
 
     async def explain(self, text: str, settings: MixtureSettings | None) -> dict[str, Any]:
         """What a text asks of the library."""
-
-        def told(made: Scheduler, tell: Callable[[Any], None]) -> None:
-            try:
-                with quiet():
-                    tell(explain(self.library, OwnWeights.over(made.constellation, made.executor), text, settings))
-            except Exception as error:
-                tell(error)
-
-        return await self._asked(told)
+        return await self._asked(lambda made, tell, found: made.explain(text, settings, tell))
 
     def submit(self, job: Job) -> AsyncIterator[Event]:
         """The events of one job; errors as `Engine.submit`."""
@@ -167,7 +157,7 @@ class LocalEngine:
             self._refuse_away()
             grown = await asyncio.to_thread(self._grown, name, source, list(probes))
             try:
-                await self._asked(lambda made, tell: _tried(tell, made.add, name, grown))
+                await self._asked(lambda made, tell, found: _tried(tell, made.add, name, grown))
             except BaseException:
                 await asyncio.to_thread(self._shrunk, name, self.constellation)
                 raise
@@ -181,7 +171,32 @@ class LocalEngine:
             smaller = self.constellation.without_domain(name) if name in self.constellation.domains else self.constellation
             await asyncio.to_thread(self._shrunk, name, smaller)
             self.constellation, self._names = smaller, self.library.names
-            await self._asked(lambda made, tell: _tried(tell, made.remove, name, smaller))
+            await self._asked(lambda made, tell, found: _tried(tell, made.remove, name, smaller))
+
+    async def follow(self) -> None:
+        """Take over what another process has changed in the library's files. An error tells what was left out, if not all was."""
+        async with self._changing:
+            self._refuse_away()
+            now = await asyncio.to_thread(self._reopened)
+            gone, new = self.library.take_over(now.library)
+            stayed = tuple(name for name in self._names if name not in gone)
+            self._names, came = stayed, [name for name in self.library.names if name in new or name not in stayed]
+            found = replace(now, library=self.library)
+            try:
+                await self._asked(lambda made, tell, found: _tried(tell, made.follow, gone, came, found))
+            finally:
+                if self._scheduler is not None:
+                    self.constellation = self._scheduler.constellation
+                    self._names = tuple(name for name in self.library.names if name in self._scheduler.executor.names)
+
+    def _reopened(self) -> Constellation:
+        """The library and its constellation as they are on disk now. MismatchError for an index that reads texts in another way."""
+        library, own = self.library, self.constellation.settings
+        found = Constellation.load(library.root / FOLDER, Library.open(library.root, device=library.device, dtype=library.dtype))
+        if (found.settings.layer, found.settings.max_length) != (own.layer, own.max_length):
+            met = f"layer {found.settings.layer}, max_length {found.settings.max_length}"
+            raise MismatchError("The index reads texts in another way by now.", met=met, mend="start the server again")
+        return found
 
     def _grown(self, name: str, source: str, probes: list[str]) -> Constellation:
         self.library.add(name, source)
@@ -209,8 +224,8 @@ class LocalEngine:
     def _call(self, call: Call) -> None:
         self._calls.put(call)
 
-    async def _asked(self, work: Callable[[Scheduler, Callable[[Any], None]], None]) -> Any:
-        """What `work`, on the thread, sooner or later tells; an exception is raised."""
+    async def _asked(self, work: Callable[[Scheduler, Callable[[Any], None], asyncio.Future[Any]], None]) -> Any:
+        """What `work`, on the thread, sooner or later tells; an exception is raised. The future tells the thread when nobody waits."""
         self._refuse_away()
         found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -222,7 +237,7 @@ class LocalEngine:
             else:
                 found.set_result(value)
 
-        self._call(lambda made: work(made, lambda value: self._outbox.append((settle, value))))
+        self._call(lambda made: work(made, lambda value: self._outbox.append((settle, value)), found))
         self._reads += 1
         try:
             return await found

@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from asterism.compose.settings import CompositionSettings, mixture_settings
+from asterism.constellation.explanation import explain
 from asterism.constellation.index import Constellation
+from asterism.constellation.settings import MixtureSettings
 from asterism.core.errors import AsterismError, DataError, SettingsError, UnknownName
 from asterism.core.weights import top_k
 from asterism.models.batching import tokenise
 from asterism.serve.errors import internal
 from asterism.serve.jobs import Choice, Composition, Event, Failed, Job, Renewed, Tokens, Wish
+from asterism.serve.local.aside import Aside
 from asterism.serve.local.cache import Places
 from asterism.serve.local.execution import Executor
 from asterism.serve.local.forward import Forward
+from asterism.serve.local.own import OwnWeights
 from asterism.serve.local.prefill import Prefill, Prompt, gathered
 from asterism.serve.local.reading import Ask, Reader
 from asterism.serve.local.rows import Row, Running
@@ -45,6 +49,7 @@ class Scheduler:
         self.asks: deque[Ask] = deque()
         self.prefills: deque[Prefill] = deque()
         self.readings: deque[tuple[Iterator[None], list[Ask]]] = deque()
+        self.asides: deque[Aside] = deque()
         self.rows: dict[str, Row] = {}
         """Every answer that has not ended, by its job's id."""
         self.prompt_tokens = self.generation_tokens = self.era = 0
@@ -63,6 +68,9 @@ class Scheduler:
             tell(Failed(told(error)))
             return
         row = Row.of(job, tell, composition, self.era)
+        if job.sampling.max_tokens < 1:
+            tell(row.finished("length"))
+            return
         self.rows[job.id] = row
         self.waiting.append(row)
 
@@ -71,30 +79,61 @@ class Scheduler:
         if (row := self.rows.get(job)) is not None:
             self._end(row, row.finished("cancelled"))
 
-    def ask(self, tokens: Sequence[int], wish: Wish, tell: Callable[[Choice | Exception], None], *, keep: bool = True) -> None:
-        """Queue a reading; `tell` gets the choice, or why there is none."""
+    def ask(
+        self,
+        tokens: Sequence[int],
+        wish: Wish,
+        tell: Callable[[Choice | Exception], None],
+        *,
+        keep: bool = True,
+        gone: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Queue a reading; `tell` gets the choice, or why there is none. `keep`, `gone`: as in Ask."""
         try:
             made = self.without(wish.exclude)
             settings = wish.settings or mixture_settings(len(made.domains), CompositionSettings())
             top_k(torch.zeros(len(made.domains)), settings.top_k)
-            self.asks.append(Ask(tuple(tokens), tuple(tokens[: self.window]), made, settings, tell, keep))
+            self.asks.append(Ask(tuple(tokens), tuple(tokens[: self.window]), made, settings, tell, keep, gone))
         except Exception as error:
             tell(error)
+
+    def explain(self, text: str, settings: MixtureSettings | None, tell: Callable[[dict[str, Any] | Exception], None]) -> None:
+        """Queue what a text asks of the library."""
+        made, executor = self.constellation, self.executor
+        whole = lambda pause: explain(executor.library, OwnWeights.over(made, executor, pause), text, settings)  # noqa: E731
+        self.asides.append(Aside(whole, tell))
 
     def add(self, name: str, constellation: Constellation) -> None:
         """The library has one specialist more."""
         self.executor.add(name)
-        self._changed(name, constellation)
+        self._changed(name, constellation=constellation)
 
     def remove(self, name: str, constellation: Constellation) -> None:
         """The library has one specialist less; rows that run with it go on."""
         self.executor.remove(name)
-        self._changed(name, constellation)
+        self._changed(name, constellation=constellation)
 
-    def _changed(self, name: str, constellation: Constellation) -> None:
+    def follow(self, gone: Sequence[str], new: Sequence[str], constellation: Constellation) -> None:
+        """The library is another one by now. What cannot be loaded is left out, and its error raised once the rest is done."""
+        failed: dict[str, Exception] = {}
+        for name in gone:
+            if name in self.executor.names:
+                self.executor.remove(name)
+        for name in new:
+            try:
+                self.executor.add(name)
+            except Exception as error:
+                failed[name] = error
+        left = [name for name in failed if name in constellation.domains]
+        self._changed(*gone, *new, constellation=constellation.without_domain(*left) if left else constellation)
+        for error in failed.values():
+            raise error
+
+    def _changed(self, *names: str, constellation: Constellation) -> None:
         self.constellation, self._excluded = constellation, {}
         self.era += 1
-        self.trunks.forget(name)
+        for name in names:
+            self.trunks.forget(name)
 
     @property
     def window(self) -> int:
@@ -105,7 +144,7 @@ class Scheduler:
     @property
     def busy(self) -> bool:
         """Whether `turn` has anything to do."""
-        return bool(self.running.active or self.waiting or self.asks or self.prefills or self.readings)
+        return bool(self.running.active or self.waiting or self.asks or self.prefills or self.readings or self.asides)
 
     def without(self, exclude: Sequence[str]) -> Constellation:
         """The constellation as though some specialists were not there."""
@@ -126,9 +165,10 @@ class Scheduler:
     @torch.inference_mode()
     def turn(self) -> None:
         """One bounded piece of reading, where any is to be done, and one step of the running rows."""
-        for _ in range(4):
+        kinds = (self._start_prefill, self._go_on_prefill, self._start_reading, self._go_on_reading, self._go_on_aside)
+        for _ in kinds:
             self._turns += 1
-            if (self._start_prefill, self._go_on_prefill, self._start_reading, self._go_on_reading)[self._turns % 4]():
+            if kinds[self._turns % len(kinds)]():
                 break
         if self.running.active:
             self._step()
@@ -140,6 +180,9 @@ class Scheduler:
             row.tell(Failed(error))
         for ask in (*self.asks, *(ask for _, asks in self.readings for ask in asks)):
             self._refuse(ask, error)
+        for aside in self.asides:
+            aside.abandon(error)
+        self.asides.clear()
         self.rows.clear()
         self.waiting.clear()
         self.asks.clear()
@@ -273,7 +316,7 @@ class Scheduler:
     def _start_reading(self) -> bool:
         if not self.asks:
             return False
-        asks = [ask for ask in self.asks if not ask.over]
+        asks = [ask for ask in self.asks if ask.wanted]
         self.asks.clear()
         self._go_on(self.reader.choosing(asks, self._budget), asks)
         return True
@@ -300,6 +343,14 @@ class Scheduler:
                 self.readings.extend((self.reader.choosing([ask], self._budget), [ask]) for ask in left)
             return
         self.readings.append((reading, asks))
+
+    def _go_on_aside(self) -> bool:
+        if not self.asides:
+            return False
+        aside = self.asides.popleft()
+        if not aside.step():
+            self.asides.append(aside)
+        return True
 
     def _refuse(self, ask: Ask, error: Exception) -> None:
         if not ask.over:
