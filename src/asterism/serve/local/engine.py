@@ -124,7 +124,7 @@ class LocalEngine:
 
     async def explain(self, text: str, settings: MixtureSettings | None) -> dict[str, Any]:
         """What a text asks of the library."""
-        return await self._asked(lambda made, tell, found: made.explain(text, settings, tell))
+        return await self._asked(lambda made, tell, _: made.explain(text, settings, tell))
 
     def submit(self, job: Job) -> AsyncIterator[Event]:
         """The events of one job; errors as `Engine.submit`."""
@@ -157,7 +157,7 @@ class LocalEngine:
             self._refuse_away()
             grown = await asyncio.to_thread(self._grown, name, source, list(probes))
             try:
-                await self._asked(lambda made, tell, found: _tried(tell, made.add, name, grown))
+                await self._asked(lambda made, tell, _: _tried(tell, made.add, name, grown))
             except BaseException:
                 await asyncio.to_thread(self._shrunk, name, self.constellation)
                 raise
@@ -171,7 +171,7 @@ class LocalEngine:
             smaller = self.constellation.without_domain(name) if name in self.constellation.domains else self.constellation
             await asyncio.to_thread(self._shrunk, name, smaller)
             self.constellation, self._names = smaller, self.library.names
-            await self._asked(lambda made, tell, found: _tried(tell, made.remove, name, smaller))
+            await self._asked(lambda made, tell, _: _tried(tell, made.remove, name, smaller))
 
     async def follow(self) -> None:
         """Take over what another process has changed in the library's files. An error tells what was left out, if not all was."""
@@ -183,7 +183,7 @@ class LocalEngine:
             self._names, came = stayed, [name for name in self.library.names if name in new or name not in stayed]
             found = replace(now, library=self.library)
             try:
-                await self._asked(lambda made, tell, found: _tried(tell, made.follow, gone, came, found))
+                await self._asked(lambda made, tell, _: _tried(tell, made.follow, gone, came, found))
             finally:
                 if self._scheduler is not None:
                     self.constellation = self._scheduler.constellation

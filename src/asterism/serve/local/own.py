@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,15 +13,19 @@ from asterism.serve.local.execution import Executor
 
 @dataclass(frozen=True, eq=False)
 class OwnWeights(Constellation):
-    """Asked for one text at a time, on the engine's thread."""
+    """Asked for one text at a time, in the engine's turns."""
 
     executor: Any = field(default=None, repr=False)
+    pause: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Called before each use of the model."""
 
     @classmethod
-    def over(cls, constellation: Constellation, executor: Executor) -> OwnWeights:
+    def over(cls, constellation: Constellation, executor: Executor, pause: Callable[[], None]) -> OwnWeights:
         """The same index."""
-        return cls(**{each.name: getattr(constellation, each.name) for each in fields(Constellation)}, executor=executor)
+        same = {each.name: getattr(constellation, each.name) for each in fields(Constellation)}
+        return cls(**same, executor=executor, pause=pause)
 
     def _model(self, name: str | None) -> PreTrainedModel:
+        self.pause()
         self.executor.under([None if name is None else self.executor.composition_of(name)], phase="prefill")
         return self.executor.model

@@ -17,6 +17,7 @@ from asterism.constellation.settings import MixtureSettings
 from asterism.core.errors import DataError
 from asterism.core.weights import top_k
 from asterism.serve.jobs import Choice, Composition
+from asterism.serve.local.aside import Aside
 from asterism.serve.local.forward import Forward
 from asterism.serve.local.own import OwnWeights
 from asterism.serve.local.trunks import Tokens, Trunk, Trunks
@@ -35,8 +36,15 @@ class Ask:
     tell: Callable[[Choice | Exception], None]
     keep: bool = True
     """Whether its states may serve an answer."""
+    gone: Callable[[], bool] = lambda: False
+    """Whether nobody waits for it any more."""
     over: bool = False
     started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is still to be told."""
+        return not self.over and not self.gone()
 
     @property
     def evidence(self) -> bool:
@@ -74,18 +82,29 @@ class Reader:
 
     def choosing(self, asks: Sequence[Ask], budget: Callable[[], int]) -> Iterator[None]:
         """Tell every ask its choice; one bounded piece of work between two yields. An error is everybody's: then ask one by one."""
-        whole = [ask for ask in asks if ask.settings.mode != "nodes"]
+        whole = [ask for ask in asks if ask.settings.mode != "nodes" and ask.wanted]
         known = {ask: trunk for ask in whole if (trunk := self.trunks.get(ask.tokens)) is not None and _enough(trunk, ask)}
         yield from self._generalist([ask for ask in whole if ask not in known], known, budget)
-        shortlists = {ask: _shortlist(ask, known[ask]) for ask in whole}
+        shortlists = {ask: _shortlist(ask, known[ask]) for ask in whole if ask.wanted}
         yield from self._specialists(shortlists, known, budget)
-        for ask in whole:
+        for ask in shortlists:
             _told(ask, lambda ask=ask: _mixture(ask, known[ask], self._text(ask)))
         for ask in asks:
-            if ask.settings.mode == "nodes" and not ask.over:
-                own = OwnWeights.over(ask.constellation, self._executor)
-                _told(ask, lambda ask=ask, own=own: own.mixture(self._text(ask), ask.settings))
-                yield
+            if ask.settings.mode == "nodes" and ask.wanted:
+                found: list[Mixture | Exception] = []
+                aside = Aside(lambda pause, ask=ask: self._by_nodes(ask, pause), found.append)
+                try:
+                    while not aside.step():
+                        yield
+                except GeneratorExit:
+                    aside.abandon(RuntimeError("nobody waits"))
+                    raise
+                if isinstance(found[0], Exception):
+                    raise found[0]
+                _told(ask, lambda found=found: found[0])
+
+    def _by_nodes(self, ask: Ask, pause: Callable[[], None]) -> Mixture:
+        return OwnWeights.over(ask.constellation, self._executor, pause).mixture(self._text(ask), ask.settings)
 
     def _text(self, ask: Ask) -> str:
         return self._executor.library.tokenizer.decode(list(ask.whole), skip_special_tokens=True)
