@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -27,10 +29,18 @@ class Bound:
         """Weights of a parameter that nobody has weight in."""
         self._vectors: dict[str, Tensor] = {}
 
-    @property
-    def members(self) -> int:
-        """The most tensors that one matrix is made of: the generalist's and the specialists' whole ones."""
-        return max((_members(terms) for terms in self.terms.values()), default=1)
+    @cached_property
+    def reads(self) -> dict[str, int]:
+        """Bytes of the matrices that a mixed row meets beyond the generalist's, by whose they are: a specialist's, or under "" the
+        generalist's own beside them. Of low-rank changes, those of the matrices that they are added to."""
+        found: dict[str, int] = {}
+        for terms in self.terms.values():
+            sizes = {part.specialist: part.change.tensor.nbytes for part in terms.parts if _is_matrix(part.change)}
+            if sizes and (isinstance(terms.base, Tensor) or terms.base != 0):
+                sizes[""] = max(sizes.values())
+            for name, size in sizes.items():
+                found[name] = found.get(name, 0) + size
+        return found
 
     def vector(self, name: str, own: Tensor) -> Tensor:
         """A bias or norm vector [out] under this composition; `own` is the generalist's."""
@@ -41,6 +51,5 @@ class Bound:
         return self._vectors[name]
 
 
-def _members(terms: Terms) -> int:
-    based = isinstance(terms.base, Tensor) or terms.base != 0
-    return int(based) + sum(isinstance(part.change, Dense) for part in terms.parts)
+def _is_matrix(change: Change) -> TypeGuard[Dense]:
+    return isinstance(change, Dense) and change.tensor.ndim == 2

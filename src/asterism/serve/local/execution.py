@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -42,7 +42,9 @@ class Executor:
         self._bound: WeakKeyDictionary[Composition, Bound] = WeakKeyDictionary()
         self._by_key: WeakValueDictionary[str, Bound] = WeakValueDictionary()
         self._tails = Tails(library.anatomy, self._parameters, int(self.settings.tails_gb * 1e9))
-        self._policy, self._states = Policy(self.settings), OrderedDict[tuple, State]()
+        self._policy = Policy(self.settings, self._tails.size, self._tails.__contains__)
+        self._decoding: WeakSet[Composition] = WeakSet()
+        self._states = OrderedDict[tuple, State]()
         self._scratch: dict[torch.Size, Tensor] = {}
         self._switch = Switch()
         self._switch.patch(self.model)
@@ -55,11 +57,10 @@ class Executor:
         Errors as `admit`, for a composition that was not admitted.
         """
         bounds = [None if row is None else self._bind(row) for row in rows]
-        distinct = dict.fromkeys(bound for bound in bounds if bound is not None)
-        if not distinct:
+        if not any(bounds):
             self._switch.state = None
             return
-        chosen = self._policy.materialised(list(distinct), phase, self._tails.__contains__)
+        chosen = self._chosen(rows, bounds, phase)
         key = (phase, *map(id, bounds), *sorted(map(id, chosen)))
         state = self._states.get(key)
         if state is None:
@@ -116,6 +117,7 @@ class Executor:
                 del self._by_key[key]
         self._tails.drop(name)
         self._states.clear()
+        self._policy.forget()
 
     @property
     def stats(self) -> TailStats:
@@ -152,9 +154,19 @@ class Executor:
             self._bound[composition] = bound
         return bound
 
+    def _chosen(self, rows: Sequence[Composition | None], bounds: Sequence[Bound | None], phase: Phase) -> set[Bound]:
+        live = Counter(bound for bound in bounds if bound is not None)
+        if phase == "prefill":
+            return self._policy.prefill(live, Counter(self._bound[row] for row in self._decoding))
+        self._decoding = WeakSet(row for row in rows if row is not None)
+        return self._policy.decode(live)
+
     def _state(self, bounds: Sequence[Bound | None], chosen: set[Bound], phase: Phase) -> State:
         rows: dict[Bound | None, list[int]] = {}
         for place, bound in enumerate(bounds):
             rows.setdefault(bound, []).append(place)
         live = [Live(bound, tuple(own), self._tails.take(bound) if bound in chosen else None) for bound, own in rows.items()]
+        stale = [key for key, state in self._states.items() if not all(one.tail is None or one.bound in self._tails for one in state.live)]
+        for key in stale:  # a tail that had to go is not to stay by way of a batch
+            del self._states[key]
         return State(len(bounds), tuple(live), phase, next(iter(self._parameters.values())), self._scratch)

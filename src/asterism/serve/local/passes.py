@@ -220,7 +220,8 @@ def _built(name: str, own: Tensor, state: State, *, outputs_last: bool) -> Produ
     def build(terms: Terms) -> Tensor:
         place = state.scratch.get(own.shape)
         if place is None:
-            place = state.scratch[own.shape] = torch.empty(own.shape, dtype=own.dtype, device=own.device)
+            with torch.inference_mode(False):
+                place = state.scratch[own.shape] = torch.empty(own.shape, dtype=own.dtype, device=own.device)
         write(place, terms, lambda: own, axis)
         return place
 

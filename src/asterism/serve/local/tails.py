@@ -54,7 +54,7 @@ class Tails:
         self._held: OrderedDict[Bound, Tail] = OrderedDict()
         self._spare: dict[str, list[Tensor]] = {}
 
-    def __contains__(self, bound: Bound) -> bool:
+    def __contains__(self, bound: Bound | None) -> bool:
         return bound in self._held
 
     @property
@@ -88,6 +88,7 @@ class Tails:
         for bound in [bound for bound in self._held if specialist in bound.specialists]:
             del self._held[bound]
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _made(self, bound: Bound, size: int) -> Tail:
         matrices, own = {}, {}
