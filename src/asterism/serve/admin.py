@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Response
@@ -65,9 +66,9 @@ class SaveRequest(schema.Body):
         return self
 
 
-def routes(asking: Asking, saved: Saved) -> APIRouter:
-    """The routes, over what answers them."""
-    router, changing = APIRouter(responses=ERRORS), asyncio.Lock()
+def routes(asking: Asking, saved: Saved, changing: AbstractAsyncContextManager[Any]) -> APIRouter:
+    """The routes, over what answers them; `changing` lets in one change at a time."""
+    router = APIRouter(responses=ERRORS)
     served, engine = asking.served, asking.engine
 
     def allowed() -> None:

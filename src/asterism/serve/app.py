@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -41,11 +41,13 @@ def create_app(
     settings: ServeSettings | None = None,
     *,
     keys: Sequence[str] = (),
+    changing: AbstractAsyncContextManager[Any] | None = None,
 ) -> FastAPI:
     """The API over an engine that has not been started: its start belongs to the application's own, and does not hold it up.
 
     `app.state.asking` asks the engine on behalf of whoever stands beside the API (the playground). Until the engine has started
     questions are answered with 503; `app.state.started`, where set, is called with None once it has, or with what kept it from starting.
+    `changing` is held while a request changes the library.
     Raises UnknownName, SettingsError or StorageError for a chat template that cannot be used.
     """
     settings, saved = settings or ServeSettings(), Saved(served.library)
@@ -65,7 +67,7 @@ def create_app(
     app = FastAPI(title=TITLE, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.asking, app.state.saved, app.state.started = asking, saved, None
     app.include_router(endpoints.routes(asking))
-    app.include_router(admin.routes(asking, saved))
+    app.include_router(admin.routes(asking, saved, changing or asyncio.Lock()))
     tell = _teller(asking)
     for kind in (AsterismError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, tell)
