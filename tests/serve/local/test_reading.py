@@ -211,3 +211,25 @@ def test_long_answers_are_what_generate_writes_with_renewals(library):
         same(renewals[-1].composition.mixture, wanted.mixture)
     fixed = alone(library, Job("a", jobs[0].tokens, jobs[0].sampling, jobs[0].composition))
     assert fixed != driver.answer("0")
+
+
+def test_a_library_that_changes_fails_no_reading_and_no_renewal(tmp_path):
+    """Specialists go while prompts are read for a choice and for a renewal: both go on with those that are left."""
+    library = tiny.tiny_library(tmp_path, "gpt2", dtype=torch.float64)
+    constellation = built(library)
+    driver = Driver.over(library, constellation, chunk=8)
+    mixture = driver.choose(ids(library, TEXTS[0])).mixture
+    wish = Wish(MixtureSettings(top_k=3), ("science",))
+    driver.submit(Job("a", tuple(ids(library, TEXTS[0])), Sampling(30), Composition(mixture), wish, renew=4))
+    found: list = []
+    driver.scheduler.ask(ids(library, TEXTS[1]), Wish(), found.append)
+    while not driver.scheduler.readings:
+        driver.scheduler.turn()
+    smaller = constellation.without_domain("science", "legal")
+    for name in ("science", "legal"):
+        driver.scheduler.remove(name, smaller)
+    driver.run()
+    same(found[0].mixture, smaller.mixture(TEXTS[1], MixtureSettings(top_k=2)))
+    assert len(driver.answer("a")) == 30
+    assert len(driver.renewals("a")) == 7
+    assert set(driver.renewals("a")[-1].composition.mixture.specialists) == {"medical", "code"}

@@ -16,7 +16,7 @@ from asterism.constellation.mixture import Mixture
 from asterism.constellation.settings import MixtureSettings
 from asterism.core.errors import DataError
 from asterism.core.weights import top_k
-from asterism.serve.jobs import Choice, Composition
+from asterism.serve.jobs import Choice, Composition, Wish
 from asterism.serve.local.aside import Aside
 from asterism.serve.local.forward import Forward
 from asterism.serve.local.own import OwnWeights
@@ -30,9 +30,12 @@ class Ask:
     whole: Tokens
     tokens: Tokens
     """As many of them as are read."""
+    wish: Wish
     constellation: Constellation
     """What is excluded is not in it."""
     settings: MixtureSettings
+    era: int
+    """Changes of the library that came before it."""
     tell: Callable[[Choice | Exception], None]
     keep: bool = True
     """Whether its states may serve an answer."""

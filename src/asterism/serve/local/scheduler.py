@@ -93,7 +93,8 @@ class Scheduler:
             made = self.without(wish.exclude)
             settings = wish.settings or mixture_settings(len(made.domains), CompositionSettings())
             top_k(torch.zeros(len(made.domains)), settings.top_k)
-            self.asks.append(Ask(tuple(tokens), tuple(tokens[: self.window]), made, settings, tell, keep, gone))
+            own = tuple(tokens)
+            self.asks.append(Ask(own, own[: self.window], wish, made, settings, self.era, tell, keep, gone))
         except Exception as error:
             tell(error)
 
@@ -334,13 +335,16 @@ class Scheduler:
             return
         except Exception as error:
             left = [ask for ask in asks if not ask.over]
-            if len(asks) == 1:
+            if len(asks) > 1:
+                self.readings.extend((self.reader.choosing([ask], self._budget), [ask]) for ask in left)
+            elif left and left[0].era != self.era:  # the library has changed under it
+                ask = left[0]
+                self.ask(ask.whole, ask.wish, ask.tell, keep=ask.keep, gone=ask.gone)
+            else:
                 if not isinstance(error, AsterismError):
                     log.exception("A prompt could not be read.")
                 for ask in left:
                     self._refuse(ask, told(error))
-            else:
-                self.readings.extend((self.reader.choosing([ask], self._budget), [ask]) for ask in left)
             return
         self.readings.append((reading, asks))
 
@@ -364,28 +368,42 @@ class Scheduler:
 
     def _renew_if_due(self, row: Row) -> None:
         """Pause a row whose mixture is to be made again, until it is."""
-        every, given = row.job.renew, row.job.composition
-        if not every or given is None or len(row.tokens) % every:
-            return
-        self.running.pause(row)
-        whole = [*row.job.tokens, *row.tokens][-self.constellation.settings.max_length :]
+        every = row.job.renew
+        if every and row.job.composition is not None and len(row.tokens) % every == 0:
+            self.running.pause(row)
+            self._renew(row, row.job.composition.settings)
+
+    def _renew(self, row: Row, where: CompositionSettings) -> None:
+        whole, era = [*row.job.tokens, *row.tokens][-self.constellation.settings.max_length :], self.era
 
         def renewed(found: Choice | Exception) -> None:
             if row.over:
                 return
-            if isinstance(found, Exception):
-                self._end(row, Failed(told(found)))
+            try:
+                if isinstance(found, Exception):
+                    raise found
+                composition = self.executor.admit(Composition(found.mixture, where))
+            except Exception as error:
+                if era != self.era:  # the library has changed under it
+                    self._renew(row, where)
+                else:
+                    self._end(row, Failed(told(error)))
                 return
             self.chose(found)
-            try:
-                row.composition = self.executor.admit(Composition(found.mixture, given.settings))
-            except Exception as error:
-                self._end(row, Failed(told(error)))
-                return
-            row.tell(Renewed(row.composition))
+            row.composition = composition
+            row.tell(Renewed(composition))
             self.running.resume(row)
 
-        self.ask(self._again(whole) or row.job.tokens, row.job.wish, renewed, keep=False)
+        self.ask(self._again(whole) or row.job.tokens, self._still(row.job.wish), renewed, keep=False, gone=lambda: row.over)
+
+    def _still(self, wish: Wish) -> Wish:
+        """A wish from before the library changed, as far as it can be met now."""
+        domains = self.constellation.domains
+        exclude = tuple(name for name in wish.exclude if name in domains)
+        exclude = exclude if len(set(exclude)) < len(domains) else ()
+        left = len(domains) - len(set(exclude))
+        settings = wish.settings and wish.settings.changed(top_k=min(wish.settings.top_k, left))
+        return Wish(settings, exclude)
 
     def _again(self, tokens: Sequence[int]) -> list[int]:
         """The text of some tokens as the constellation reads it: what `asterism generate` renews from."""
