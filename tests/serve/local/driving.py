@@ -43,7 +43,7 @@ class Driver:
 
     def choose(self, tokens: Sequence[int], wish: Wish | None = None) -> Choice:
         found: list[Any] = []
-        self.scheduler.ask(tokens, wish or Wish(), found.append)
+        self.scheduler.choosing.ask(tokens, wish or Wish(), found.append)
         self.run()
         if isinstance(found[0], Exception):
             raise found[0]

@@ -75,7 +75,7 @@ def test_choices_are_the_constellations(library, index, wished):
     driver = Driver.over(library, constellation, chunk=7)
     found: dict[str, list] = {text: [] for text in TEXTS}
     for text in TEXTS:
-        driver.scheduler.ask(ids(library, text), Wish(wished), found[text].append)
+        driver.scheduler.choosing.ask(ids(library, text), Wish(wished), found[text].append)
     driver.run()
     for text in TEXTS:
         (choice,) = found[text]
@@ -115,7 +115,7 @@ def test_a_reading_that_fails_leaves_the_others(library):
     forward.chunk = spoilt
     found: list[list] = [[] for _ in TEXTS]
     for text, told in zip(TEXTS, found, strict=True):
-        driver.scheduler.ask(ids(library, text), Wish(), told.append)
+        driver.scheduler.choosing.ask(ids(library, text), Wish(), told.append)
     driver.run()
     assert [isinstance(told[0], DataError) for told in found] == [place == 1 for place in range(len(TEXTS))]
 
@@ -181,12 +181,12 @@ def test_trunks_stay_within_their_bytes(library):
     kept = 0
     for text in TEXTS * 2:
         driver.choose(ids(library, text))
-        assert driver.scheduler.trunks.nbytes <= 2e5
-        kept = max(kept, len(driver.scheduler.trunks))
+        assert driver.scheduler.choosing.trunks.nbytes <= 2e5
+        kept = max(kept, len(driver.scheduler.choosing.trunks))
     assert 1 < kept < len(TEXTS)
     none = Driver.over(library, built(library), trunks_gb=0)
     none.choose(ids(library, TEXTS[0]))
-    assert len(none.scheduler.trunks) == 0
+    assert len(none.scheduler.choosing.trunks) == 0
 
 
 def test_long_answers_are_what_generate_writes_with_renewals(library):
@@ -222,8 +222,8 @@ def test_a_library_that_changes_fails_no_reading_and_no_renewal(tmp_path):
     wish = Wish(MixtureSettings(top_k=3), ("science",))
     driver.submit(Job("a", tuple(ids(library, TEXTS[0])), Sampling(30), Composition(mixture), wish, renew=4))
     found: list = []
-    driver.scheduler.ask(ids(library, TEXTS[1]), Wish(), found.append)
-    while not driver.scheduler.readings:
+    driver.scheduler.choosing.ask(ids(library, TEXTS[1]), Wish(), found.append)
+    while not driver.scheduler.choosing.readings:
         driver.scheduler.turn()
     smaller = constellation.without_domain("science", "legal")
     for name in ("science", "legal"):

@@ -63,7 +63,7 @@ class LocalEngine:
         if made is None:
             return Stats(alive=self._alive)
         running, tails = made.running, made.executor.stats
-        seconds = (*_emptied(made.compose_seconds), *_emptied(tails.seconds))
+        seconds = (*_emptied(made.choosing.seconds), *_emptied(tails.seconds))
         rows = list(running.rows)
         began = len(rows) + sum(len(prefill.rows) for prefill in list(made.prefills))
         used = sum(row.length for row in rows)
@@ -77,7 +77,7 @@ class LocalEngine:
             prompt_tokens_total=made.prompt_tokens,
             generation_tokens_total=made.generation_tokens,
             compose_seconds=seconds,
-            selected=dict(made.selected),
+            selected=dict(made.choosing.selected),
             alive=self._alive,
         )
 
@@ -118,13 +118,13 @@ class LocalEngine:
             raise DataError("There is nothing to read.", met="a prompt without tokens", mend="give it some words")
         self._refuse_unknown(wish.exclude)
         read = tuple(tokens)
-        choice = await self._asked(lambda made, tell, found: made.ask(read, wish, tell, gone=found.cancelled))
-        self._call(lambda made: made.chose(choice))
+        choice = await self._asked(lambda made, tell, found: made.choosing.ask(read, wish, tell, gone=found.cancelled))
+        self._call(lambda made: made.choosing.chose(choice))
         return choice
 
     async def explain(self, text: str, settings: MixtureSettings | None) -> dict[str, Any]:
         """What a text asks of the library."""
-        return await self._asked(lambda made, tell, _: made.explain(text, settings, tell))
+        return await self._asked(lambda made, tell, _: made.choosing.explain(text, settings, tell))
 
     def submit(self, job: Job) -> AsyncIterator[Event]:
         """The events of one job; errors as `Engine.submit`."""
@@ -186,7 +186,7 @@ class LocalEngine:
                 await self._asked(lambda made, tell, _: _tried(tell, made.follow, gone, came, found))
             finally:
                 if self._scheduler is not None:
-                    self.constellation = self._scheduler.constellation
+                    self.constellation = self._scheduler.choosing.constellation
                     self._names = tuple(name for name in self.library.names if name in self._scheduler.executor.names)
 
     def _reopened(self) -> Constellation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +95,7 @@ class Reader:
             _told(ask, lambda ask=ask: _mixture(ask, known[ask], self._text(ask)))
         for ask in asks:
             if ask.settings.mode == "nodes" and ask.wanted:
-                found: list[Mixture | Exception] = []
+                found: list[Any] = []
                 aside = Aside(lambda pause, ask=ask: self._by_nodes(ask, pause), found.append)
                 try:
                     while not aside.step():
