@@ -13,10 +13,12 @@ from torch import Tensor
 from asterism.compose.settings import CompositionSettings
 from asterism.constellation.mixture import Mixture
 from asterism.core.errors import UnknownName
+from asterism.models.changes import Change
 from asterism.models.library import Library
 from asterism.models.types import PreTrainedModel
 from asterism.serve.jobs import Composition
 from asterism.serve.local.bound import Bound
+from asterism.serve.local.lowrank import truncated
 from asterism.serve.local.passes import Live, State, Switch
 from asterism.serve.local.policy import ExecutionSettings, Phase, Policy
 from asterism.serve.local.shelf import Shelf
@@ -130,9 +132,14 @@ class Executor:
         return {"generalist": generalist, "specialists": self._shelf.nbytes, "tails": self._tails.nbytes}
 
     def _load(self, *names: str) -> None:
-        self._shelf.put(names, self.library.change)
+        self._shelf.put(names, self._change)
         for name in names:
             self._alone[name] = Composition(Mixture.fixed({name: 1.0}, self.library.anatomy.hidden_size), CompositionSettings())
+
+    def _change(self, name: str, parameter: str) -> Change | None:
+        found, rank = self.library.change(name, parameter), self.settings.rank
+        own = self.library.tensor(parameter)
+        return found if rank is None else truncated(found, parameter, own, self.library.anatomy, rank)
 
     def _woven(self, parameter: str) -> bool:
         """Whether a parameter's matrices lie woven: where few rows meet half-precision matrices on a CPU."""

@@ -31,6 +31,9 @@ class ExecutionSettings(Settings):
     """Build each composition's parameters, mix specialists' outputs, or whichever is cheaper at the time."""
     tails_gb: Annotated[float, Field(ge=0)] = 2.0
     """Memory for the built parameters of compositions, in GB; those used longest ago go first."""
+    rank: Annotated[int, Field(ge=1)] | None = None
+    """Keep only so many singular directions of what a full specialist changed in each matrix: nearly as fast as the generalist alone, and
+    not exact. None: all; `serve.local.lowrank.least_rank` finds the rank that a library needs."""
 
 
 class Policy:
