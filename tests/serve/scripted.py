@@ -45,6 +45,7 @@ class Scripted:
     """What `choose` was asked."""
     composing: list[float] = field(default_factory=list)
     written: int = 0
+    followed: int = 0
     drained: bool = False
     closed: bool = False
 
@@ -125,6 +126,9 @@ class Scripted:
         if self.refuses is not None:
             raise self.refuses
         self.names = (*self.names, name)
+
+    async def follow(self) -> None:
+        self.followed += 1
 
     async def remove(self, name: str) -> None:
         if self.refuses is not None:

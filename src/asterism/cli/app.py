@@ -28,7 +28,7 @@ COMMANDS = {
     "export": "Write a mixture, or a domain's mean mixture, as one model.",
     "generate": "Answer texts, each under its own mixture.",
     "chat": "Talk with a library; answers stream, mixtures are told.",
-    "serve": "Answer requests over OpenAI's API, each under its own mixture.",
+    "serve": "Serve OpenAI's API; every request its own mixture.",
     "merge": "Merge models into one as a recipe says.",
     "fuse": "Carry what adapters on other backbones know into one.",
     "extract-lora": "Cut a LoRA adapter out of a model that was tuned in full.",

@@ -63,6 +63,7 @@ def create_app(
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             await engine.close()
+            asking.close()
 
     app = FastAPI(title=TITLE, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.asking, app.state.saved, app.state.started = asking, saved, None

@@ -146,6 +146,10 @@ class Asking:
             raise DataError("The conversation has no tokens.", met="empty messages", mend="give it some words")
         return found
 
+    def close(self) -> None:
+        """Give the thread back."""
+        self._thread.shutdown(wait=False)
+
     def text(self, prompt: str | Sequence[int]) -> str:
         """A prompt's text: itself, or what its tokens stand for."""
         return prompt if isinstance(prompt, str) else str(self.served.tokenizer.decode(list(prompt), skip_special_tokens=True))
