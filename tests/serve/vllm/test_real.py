@@ -199,3 +199,16 @@ async def specialists_come_and_go(engine, library, tmp_path) -> None:
     for place, token in enumerate(tokens, 2):
         assert token.logprob == pytest.approx(known[place, token.id].item(), abs=1e-4)
     assert known[2].argmax() == tokens[0].id
+    other = Library.open(library.root)  # another process takes one out, and puts another in its place
+    index = Constellation.load(library.root / "constellation", other)
+    index.without_domain("legal").save()
+    other.remove("legal")
+    await engine.follow()
+    assert "legal" not in engine.facts.specialists
+    other.add("legal", tmp_path / "another")
+    index.without_domain("legal").with_domain("legal", tiny.PROBES["legal"]).save()
+    await engine.follow()
+    alone = Composition(Mixture.fixed({"legal": 1.0}, 64))
+    tokens, _ = await whole(engine.submit(job("followed", [5, 6, 7], alone, logprobs=0)))
+    known = log_probabilities(other, alone, [5, 6, 7])
+    assert tokens[0].logprob == pytest.approx(known[2, tokens[0].id].item(), abs=1e-4)

@@ -65,8 +65,10 @@ class VllmEngine:
         self._reader = LocalEngine(library, constellation, LocalSettings(slots=1, trunks_gb=0.0))
         self._names = {name: name for name in library.names}
         """Specialist -> what the workers call it: a name that is used again means another."""
-        self._given = Counter(self._names)
+        self._given = Counter(self._names.keys())
         self._leaving: set[str] = set()
+        self._digests: dict[str, str] = {}
+        self._changing = asyncio.Lock()
         self._open: dict[str, Open] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._away: Away | None = Away("The engine has not started.", met="a request", after=1)
@@ -108,6 +110,7 @@ class VllmEngine:
     async def start(self) -> None:
         """Start vLLM's processes and the reader."""
         await self._reader.start()
+        self._digests = {name: self.library.digest(name) for name in self._names}
         guard.install(lambda: self._names.values())
         try:
             self._llm = await asyncio.to_thread(self._made)
@@ -206,26 +209,53 @@ class VllmEngine:
 
     async def add(self, name: str, source: str, probes: Sequence[str]) -> None:
         """Add a specialist; on any error library, constellation and engine stay as they were."""
-        self._refuse_away()
-        self._refuse_fixed(name)
-        await self._reader.add(name, source, probes)
-        called = f"{name}#{self._given[name]}" if self._given[name] else name
-        try:
-            await self._llm.collective_rpc("asterism_add", args=(called, name))
-        except BaseException as error:
-            await self._reader.remove(name)
-            if isinstance(error, Exception):
-                log.exception("A specialist could not be added.")
-                raise AsterismError("vLLM could not take the specialist.", met=repr(name), mend="its log tells why") from None
-            raise
-        self._given[name] += 1
-        self._names[name] = called
+        async with self._changing:
+            self._refuse_away()
+            self._refuse_fixed((name,))
+            await self._reader.add(name, source, probes)
+            try:
+                await self._take(name)
+            except BaseException:
+                await self._reader.remove(name)
+                raise
 
     async def remove(self, name: str) -> None:
         """Take a specialist out; answers that run with it finish with it."""
-        self._refuse_away()
-        self._refuse_unknown((name,))
-        await self._reader.remove(name)
+        async with self._changing:
+            self._refuse_away()
+            self._refuse_unknown((name,))
+            await self._reader.remove(name)
+            self._leave(name)
+
+    async def follow(self) -> None:
+        """Take over what another process has changed in the library's files; a compiled vLLM follows no change that brings specialists."""
+        async with self._changing:
+            self._refuse_away()
+            now = Library.open(self.library.root)
+            other = [name for name in now.names if self._digests.get(name) != await asyncio.to_thread(now.digest, name)]
+            self._refuse_fixed(other)
+            try:
+                await self._reader.follow()
+            finally:
+                there = self._reader.facts.specialists
+                for name in [name for name in self._names if name not in there or name in other]:
+                    self._leave(name)
+                for name in [name for name in there if name not in self._names]:
+                    await self._take(name)
+
+    async def _take(self, name: str) -> None:
+        """Have the workers hold a specialist that the library has."""
+        called = f"{name}#{self._given[name]}" if self._given[name] else name
+        self._given[name] += 1
+        try:
+            await self._llm.collective_rpc("asterism_add", args=(called, name))
+        except Exception:
+            log.exception("A specialist could not be added.")
+            raise AsterismError("vLLM could not take the specialist.", met=repr(name), mend="its log tells why") from None
+        self._digests[name] = await asyncio.to_thread(self.library.digest, name)
+        self._names[name] = called
+
+    def _leave(self, name: str) -> None:
         self._leaving.add(self._names.pop(name))
         self._let_go()
 
@@ -311,10 +341,10 @@ class VllmEngine:
             mend = "start vLLM with enforce_eager, or ask for mode evidence or fast"
             raise SettingsError("Weights that differ by node do not go with vLLM's graphs.", met="such a mixture", mend=mend)
 
-    def _refuse_fixed(self, name: str) -> None:
-        if guard.compiled(self._llm.vllm_config):
+    def _refuse_fixed(self, names: Sequence[str]) -> None:
+        if names and guard.compiled(self._llm.vllm_config):
             mend = "start vLLM with enforce_eager, or start again with the larger library"
-            raise SettingsError("A compiled vLLM takes no more specialists.", met=repr(name), mend=mend)
+            raise SettingsError("A compiled vLLM takes no more specialists.", met=", ".join(names), mend=mend)
 
     def _refuse_unknown(self, names: Sequence[str]) -> None:
         for name in names:

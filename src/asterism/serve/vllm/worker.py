@@ -8,13 +8,14 @@ before the model runs, and otherwise is the platform's own worker.
 # vLLM is no dependency: users bring the build for their machine.
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.config import set_current_vllm_config
-from vllm.model_executor.model_loader import get_model_loader, register_model_loader
+from vllm.model_executor.model_loader import get_model_loader
 from vllm.platforms import current_platform
 
 from asterism.core.errors import SettingsError, UnsupportedError
@@ -157,26 +158,22 @@ def _check_whole(library: Library, cuts: Mapping[str, Cut], *, alone: bool) -> N
         raise UnsupportedError("vLLM's model lacks parameters of the library.", met=met, mend=mend)
 
 
-class _probing:  # noqa: N801
-    """While open, the model that is loaded first tells how its parameters are cut."""
+@contextmanager
+def _probing(config: Any, library: Library, cuts: dict[str, Cut], owners: dict[str, list[tuple[str, str]]]) -> Iterator[None]:
+    """Within, a model that is loaded first tells how its parameters are cut, before their weights are packed away."""
+    kind: Any = type(get_model_loader(config))
+    own = kind.load_weights
 
-    def __init__(self, config: Any, library: Library, cuts: dict[str, Cut], owners: dict[str, list[tuple[str, str]]]) -> None:
-        self._format, self._former = config.load_format, type(get_model_loader(config))
-        own = self._former
+    def load_weights(self: Any, model: Any, model_config: Any) -> None:
+        cuts.update(cuts_of(model, partial(_loaded, model), library.anatomy))
+        owners.update(owners_of(model))
+        own(self, model, model_config)
 
-        class Probing(own):  # pyright: ignore[reportGeneralTypeIssues]
-            def load_weights(self, model: Any, model_config: Any) -> None:
-                cuts.update(cuts_of(model, partial(_loaded, model), library.anatomy))
-                owners.update(owners_of(model))
-                super().load_weights(model, model_config)
-
-        self._probing = Probing
-
-    def __enter__(self) -> None:
-        register_model_loader(self._format)(self._probing)
-
-    def __exit__(self, *exception: object) -> None:
-        register_model_loader(self._format)(self._former)
+    kind.load_weights = load_weights
+    try:
+        yield
+    finally:
+        kind.load_weights = own
 
 
 def _loaded(model: Any, weights: Any) -> None:
