@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,8 +18,6 @@ from asterism.serve.vllm.settings import VllmSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from fastapi import FastAPI
 
     from asterism.serve.served import Served
 
@@ -52,7 +50,7 @@ def app(library: LIBRARY, api_keys: KEYS = None, *, given: Given):
     return {"address": address, "library": library, "model": model.name}
 
 
-def _application(library: Path, settings: ServeSettings, keys: Sequence[str], given: Given) -> FastAPI:
+def _application(library: Path, settings: ServeSettings, keys: Sequence[str], given: Given) -> Any:
     opened, constellation = open_both(library, given)
     from asterism.serve.app import create_app
     from asterism.serve.engines import engine_of
