@@ -42,7 +42,7 @@ class Live:
 def live(engine: Any, served: Any, settings: ServeSettings | None = None, keys: Sequence[str] = ()) -> Iterator[Live]:
     """Serve `engine` in a thread while the block runs."""
     app, listener = create_app(engine, served, settings, keys=keys), listening("127.0.0.1", 0)
-    url, server = address_of(listener), Server(app, drain_s=5)
+    url, server = address_of(listener), Server(app, drain_s=(settings or ServeSettings()).drain_s)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:

@@ -252,7 +252,8 @@ class Answer:
                 if isinstance(event, Renewed):
                     yield part(renewed={"index": index, "after": written, **told(self.way, event.composition)}, written=written)
                 elif piece.ended or isinstance(event, Finished):
-                    reason = "stop" if piece.ended or event.reason == "stop" else "length"
+                    at_length = isinstance(event, Finished) and event.reason == "length" and not piece.ended
+                    reason = "length" if at_length else "stop"
                     cached = event.cached_tokens if isinstance(event, Finished) else 0
                     yield part(piece.text, self._asked_for(piece), finish=reason, written=written, cached=cached)
                     return
