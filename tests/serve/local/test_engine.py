@@ -277,3 +277,19 @@ def test_the_last_specialist_stays(tmp_path):
         return engine.facts.specialists
 
     assert run((library, constellation), work) == ("medical",)
+
+
+def test_closing_tells_those_who_wait(served):
+    """A choice and an explanation under way when the engine closes are refused, not forgotten."""
+    library, constellation = served
+
+    async def work():
+        engine = LocalEngine(library, constellation)
+        await engine.start()
+        asked = [asyncio.ensure_future(engine.explain(TEXT, None)) for _ in range(3)]
+        asked.append(asyncio.ensure_future(engine.choose([5] * 100, Wish())))
+        await asyncio.sleep(0)
+        await engine.close()
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
+
+    assert any(isinstance(found, Away) for found in asyncio.run(work()))

@@ -162,18 +162,17 @@ def test_answers_on_a_known_trunk_are_the_same(kinds, family, layers):
     index = Constellation.build(library, {name: list(texts) for name, texts in zip(library.names, tiny.PROBES.values(), strict=False)},
                                 IndexSettings(max_length=24))  # fmt: skip
     driver = Driver.over(library, index, chunk=40)
-    with tiny.wide():
-        jobs = []
-        for place, text in enumerate([*TEXTS[:5], TEXTS[-1][:100]]):
-            mixture = driver.choose(ids(library, text), Wish()).mixture
-            jobs.append(Job(str(place), tuple(ids(library, text)), Sampling(5), Composition(mixture, CompositionSettings(layers=layers))))
-        jobs.append(Job("base", jobs[0].tokens, Sampling(5)))
-        for one in jobs:
-            driver.submit(one)
-        driver.run()
-        for one in jobs:
-            assert driver.answer(one.id) == generated(library, one)
-            assert driver.last(one.id).cached_tokens == min(len(one.tokens), 24)
+    jobs = []
+    for place, text in enumerate([*TEXTS[:5], TEXTS[-1][:100]]):
+        mixture = driver.choose(ids(library, text), Wish()).mixture
+        jobs.append(Job(str(place), tuple(ids(library, text)), Sampling(5), Composition(mixture, CompositionSettings(layers=layers))))
+    jobs.append(Job("base", jobs[0].tokens, Sampling(5)))
+    for one in jobs:
+        driver.submit(one)
+    driver.run()
+    for one in jobs:
+        assert driver.answer(one.id) == generated(library, one)
+        assert driver.last(one.id).cached_tokens == min(len(one.tokens), 24)
 
 
 def test_trunks_stay_within_their_bytes(library):

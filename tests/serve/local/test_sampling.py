@@ -20,15 +20,15 @@ def draws(count: int, **settings) -> Counter[int]:
 
 
 def test_temperature_and_top_p_shape_the_draws():
-    """Chi-square distance of 4000 draws from what is asked for; the tails that top-p cuts are never met."""
+    """Chi-square distance of 1000 draws from what is asked for; the tails that top-p cuts are never met."""
     for settings, want in (
         (dict(temperature=1.0), LOGITS.exp()),
         (dict(temperature=2.0), (LOGITS / 2).softmax(0)),
         (dict(temperature=1.0, top_p=0.7), torch.tensor([2 / 3, 1 / 3, 0, 0, 0])),
         (dict(temperature=0.5, top_p=0.95), torch.tensor([0.25, 0.0625, 0.0225, 0, 0]) / 0.335),
     ):
-        found = draws(4000, seed=3, **settings)
-        expected = {token: 4000 * float(share) for token, share in enumerate(want) if share}
+        found = draws(1000, seed=3, **settings)
+        expected = {token: 1000 * float(share) for token, share in enumerate(want) if share}
         assert set(found) <= set(expected)
         assert sum((found[token] - count) ** 2 / count for token, count in expected.items()) < 18.5  # 0.999 of 4 degrees
 
@@ -51,6 +51,16 @@ def test_neighbours_change_no_draw(monkeypatch):
             alone, (token,) = drawn(logits[row : row + 1], [own])
             assert int(alone) == int(ids[row]) == tokens[row].id
             assert tokens[row] == token
+
+
+def test_rounding_of_the_scores_hardly_ever_changes_a_draw():
+    """Batches of other sizes round in other ways; a row still draws what it draws alone."""
+    logits = torch.randn(1, 20_000, generator=torch.Generator().manual_seed(0))
+    nudged = logits * (1 + 1e-6 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)))
+    one, other = (Draw.of(Sampling(1, temperature=1.0, seed=5)) for _ in range(2))
+    found = [(int(drawn(logits, [one])[0]), int(drawn(nudged, [other])[0])) for _ in range(300)]
+    assert all(a == b for a, b in found)
+    assert len(set(found)) > 250
 
 
 def test_logprobs_are_of_the_models_own_distribution():

@@ -38,14 +38,13 @@ def all_answered(driver, jobs) -> None:
 def test_greedy_answers_are_what_transformers_generates_alone(kinds, family):
     """Prompts in chunks, mixtures on all or some blocks, rows that join and leave, windows that slide."""
     library = kinds(family)
-    with tiny.wide():
-        driver, jobs = Driver.over(library, slots=3, chunk=8), crowd(library)
-        all_answered(driver, jobs)
-        for one in jobs:
-            assert driver.answer(one.id) == generated(library, one), one.id
-            last = driver.last(one.id)
-            assert isinstance(last, Finished)
-            assert (last.reason, last.prompt_tokens, last.completion_tokens) == ("length", len(one.tokens), one.sampling.max_tokens)
+    driver, jobs = Driver.over(library, slots=3, chunk=8), crowd(library)
+    all_answered(driver, jobs)
+    for one in jobs:
+        assert driver.answer(one.id) == generated(library, one), one.id
+        last = driver.last(one.id)
+        assert isinstance(last, Finished)
+        assert (last.reason, last.prompt_tokens, last.completion_tokens) == ("length", len(one.tokens), one.sampling.max_tokens)
 
 
 @pytest.mark.parametrize("execution", ["mixed", "materialised"])

@@ -24,6 +24,8 @@ from asterism.serve.local.own import OwnWeights
 from asterism.serve.local.reading import Ask, Reader
 from asterism.serve.local.trunks import Trunks
 
+EXCLUSIONS = 64
+"""Constellations without some specialists that are kept."""
 log = logging.getLogger("asterism.serve")
 
 
@@ -102,6 +104,8 @@ class Choosing:
                     raise UnknownName("specialist", name, self.constellation.domains)
             if len(gone) == len(self.constellation.domains):
                 raise SettingsError("Every specialist is excluded.", met=", ".join(gone), mend="leave one, or ask the generalist itself")
+            while len(self._excluded) >= EXCLUSIONS:
+                del self._excluded[next(iter(self._excluded))]
             self._excluded[gone] = self.constellation.without_domain(*gone)
         return self._excluded[gone]
 

@@ -94,7 +94,7 @@ class LocalEngine:
 
     async def drain(self, seconds: float) -> None:
         """Take no more, and wait for what there is, so many seconds at most."""
-        self._away = self._away or Away("The server is shutting down.", met="a new request")
+        self._away = self._away or leaving()
         end = time.monotonic() + seconds
         while (self._open or self._reads) and self._alive and time.monotonic() < end:
             await asyncio.sleep(0.01)
@@ -276,6 +276,8 @@ class LocalEngine:
             self._post([(ready.set_result, scheduler.forward.room)])
             try:
                 self._turns(scheduler)
+                scheduler.stop(leaving())
+                self._flush()
             except BaseException as error:
                 log.exception("The engine's thread has died.")
                 self._alive = False
@@ -320,6 +322,11 @@ class LocalEngine:
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
+
+
+def leaving() -> Away:
+    """What newcomers are told while the engine drains."""
+    return Away("The server is shutting down.", met="a new request")
 
 
 def stopped() -> Away:

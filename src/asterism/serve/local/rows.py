@@ -45,9 +45,9 @@ class Row:
     """When the first token was there."""
 
     @classmethod
-    def of(cls, job: Job, tell: Callable[[Event], None], composition: Composition | None, era: int = 0) -> Row:
-        """A row whose answer has not begun."""
-        return cls(job, tell, composition, Draw.of(job.sampling), era)
+    def of(cls, job: Job, tell: Callable[[Event], None], composition: Composition | None, era: int, device: torch.device) -> Row:
+        """A row whose answer has not begun; its logits will be on `device`."""
+        return cls(job, tell, composition, Draw.of(job.sampling, device), era)
 
     @property
     def key(self) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 
 import torch
 from torch import Tensor
@@ -20,12 +19,13 @@ class Draw:
     """How one row draws: its settings and the state of its own random numbers."""
 
     sampling: Sampling
-    numbers: Random
+    numbers: torch.Generator | None
+    """None where nothing is drawn."""
 
     @classmethod
-    def of(cls, sampling: Sampling) -> Draw:
+    def of(cls, sampling: Sampling, device: torch.device | str = "cpu") -> Draw:
         """At the start of an answer."""
-        return cls(sampling, Random(sampling.seed))
+        return cls(sampling, torch.Generator(device).manual_seed(sampling.seed) if sampling.temperature > 0 else None)
 
 
 def drawn(logits: Tensor, rows: Sequence[Draw]) -> tuple[Tensor, list[Token | None]]:
@@ -46,47 +46,45 @@ def drawn(logits: Tensor, rows: Sequence[Draw]) -> tuple[Tensor, list[Token | No
 
 
 def _sampled(logits: Tensor, rows: Sequence[Draw]) -> Tensor:
-    """[n]: by the inverse of each row's distribution function, at one number of its own."""
+    """[n]: the largest of logits / temperature + Gumbel noise, which is a draw from their softmax.
+
+    A draw by running sums would turn the last digits of the logits, in which batches differ, into other tokens far more often.
+    """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    heat = torch.tensor([row.sampling.temperature for row in rows], dtype=wide.dtype, device=wide.device)
-    numbers = torch.tensor([row.numbers.random() for row in rows], dtype=wide.dtype, device=wide.device)
-    shares = ((wide - wide.amax(dim=-1, keepdim=True)) / heat[:, None]).softmax(dim=-1)
-    cut = [place for place, row in enumerate(rows) if row.sampling.top_p < 1]
-    if not cut:
-        return _inverse(shares, numbers)
-    ids = torch.empty(len(rows), dtype=torch.long, device=wide.device)
-    if rest := [place for place, row in enumerate(rows) if row.sampling.top_p >= 1]:
-        ids[rest] = _inverse(shares[rest], numbers[rest])
-    most = torch.tensor([rows[place].sampling.top_p for place in cut], dtype=wide.dtype, device=wide.device)
-    ids[cut] = _nucleus(shares[cut], most, numbers[cut])
-    return ids
+    heat = torch.tensor([row.sampling.temperature for row in rows], dtype=wide.dtype, device=wide.device)[:, None]
+    cooled = (wide - wide.amax(dim=-1, keepdim=True)) / heat
+    scores = cooled - _noise(rows, wide).log()
+    most = torch.tensor([row.sampling.top_p for row in rows], dtype=wide.dtype, device=wide.device)
+    cut = (most < 1).nonzero()[:, 0] if any(row.sampling.top_p < 1 for row in rows) else None
+    if cut is not None:
+        scores[cut] = scores[cut].where(_nucleus(cooled[cut].softmax(dim=-1), most[cut]), -torch.inf)
+    return scores.argmax(dim=-1)
 
 
-def _nucleus(shares: Tensor, most: Tensor, numbers: Tensor) -> Tensor:
-    """Among the fewest likeliest tokens whose shares reach `most` [n]."""
+def _noise(rows: Sequence[Draw], like: Tensor) -> Tensor:
+    """[n, V] draws from the exponential distribution, each row's from its own numbers."""
+    noise = torch.empty(like.shape, dtype=torch.float64, device=like.device)
+    for own, row in zip(noise, rows, strict=True):
+        own.uniform_(generator=row.numbers)
+    return noise.log_().neg_().to(like.dtype)
+
+
+def _nucleus(shares: Tensor, most: Tensor) -> Tensor:
+    """[n, V] whether a token is among the fewest likeliest ones whose shares reach `most` [n]."""
     size = min(SORTED, shares.shape[-1])
     values, order = shares.topk(size, dim=-1)
-    ids = _among(values, order, most, numbers)
+    kept = torch.zeros_like(shares, dtype=torch.bool).scatter_(-1, order, _first(values, most))
     if size < shares.shape[-1] and bool((short := values.sum(dim=-1) < most).any()):
         values, order = shares[short].sort(dim=-1, descending=True)
-        ids[short] = _among(values, order, most[short], numbers[short])
-    return ids
+        kept[short] = torch.zeros_like(kept[short]).scatter_(-1, order, _first(values, most[short]))
+    return kept
 
 
-def _among(values: Tensor, order: Tensor, most: Tensor, numbers: Tensor) -> Tensor:
-    """Shares [n, k], largest first, and the tokens that they are of."""
-    before = values.cumsum(dim=-1) - values
-    kept = torch.where(before < most[:, None], values, 0)
-    kept[:, 0] = values[:, 0]
-    return order.gather(-1, _inverse(kept, numbers)[:, None])[:, 0]
-
-
-def _inverse(shares: Tensor, numbers: Tensor) -> Tensor:
-    """The place where each row's running sum passes its number: [n, V], [n] -> [n]. Places of no share are never met."""
-    sums = shares.cumsum(dim=-1)
-    whole = sums[:, -1]
-    below = torch.minimum(numbers * whole, torch.nextafter(whole, torch.zeros_like(whole)))
-    return torch.searchsorted(sums, below[:, None], right=True)[:, 0]
+def _first(values: Tensor, most: Tensor) -> Tensor:
+    """[n, k] of shares, largest first: those before which `most` is not reached, the first always."""
+    kept = values.cumsum(dim=-1) - values < most[:, None]
+    kept[:, 0] = True
+    return kept
 
 
 def _told(logits: Tensor, ids: Tensor, places: Sequence[int], rows: Sequence[Draw]) -> list[Token]:

@@ -53,7 +53,7 @@ class Scheduler:
         except Exception as error:
             tell(Failed(told(error)))
             return
-        row = Row.of(job, tell, composition, self.choosing.era)
+        row = Row.of(job, tell, composition, self.choosing.era, self.forward.device)
         if job.sampling.max_tokens < 1:
             tell(row.finished("length"))
             return
