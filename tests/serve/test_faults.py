@@ -83,6 +83,7 @@ def test_bodies_that_cannot_be_read(server, content, headers, status, match):
         ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
         ({"best_of": 4}, "best_of", "not supported"),
         ({"suffix": "x"}, "suffix", "not supported"),
+        ({"echo": True, "logprobs": 1}, "echo", "not supported"),
         ({"stream_options": {"include_usage": True}}, None, "stream: true"),
         ({"temprature": 1}, "temprature", "did you mean 'temperature'"),
         ({"top_k": 2}, "top_k", "put it under asterism"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asterism.cli.options import LIBRARY, Given, command
+from asterism.cli.options import LIBRARY, SHARED, Given, command
 from asterism.cli.places import open_both
 from asterism.core.errors import SettingsError
 from asterism.core.words import counted
@@ -19,7 +19,7 @@ from asterism.serve.vllm.settings import VllmSettings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from asterism.serve.served import Served
+    from asterism.serve.asking import Asking
 
 KEYS = Annotated[
     Path | None,
@@ -27,7 +27,11 @@ KEYS = Annotated[
 ]
 
 
-@command(ServeSettings, LocalSettings, VllmSettings, omit=("seed", *VllmSettings.model_fields))
+IN_FILES = tuple(name for name in VllmSettings.model_fields if name not in SHARED)
+"""Settings that are no options of their own."""
+
+
+@command(ServeSettings, LocalSettings, VllmSettings, omit=("seed", *IN_FILES))
 def app(library: LIBRARY, api_keys: KEYS = None, *, given: Given):
     """Answer requests over HTTP as OpenAI's API does, each under its own mixture, many in one batch.
 
@@ -44,7 +48,7 @@ def app(library: LIBRARY, api_keys: KEYS = None, *, given: Given):
         address = address_of(listener)
         made = _application(library, settings, keys, given)
         model = made.state.asking.served
-        _say(f"{address}: {_what(model)}, {settings.engine} engine, {'with' if keys else 'without'} keys; loading")
+        _say(f"{address}: {_what(made.state.asking)}, {settings.engine} engine, {'with' if keys else 'without'} keys; loading")
         serve(made, listener, drain_s=settings.drain_s, ready=lambda: _say(f"{address}: ready"))
     _say(f"{address}: stopped")
     return {"address": address, "library": library, "model": model.name}
@@ -56,15 +60,20 @@ def _application(library: Path, settings: ServeSettings, keys: Sequence[str], gi
     from asterism.serve.engines import engine_of
     from asterism.serve.served import Served
 
-    engine = engine_of(
-        settings.engine, opened, constellation, given.settings(LocalSettings if settings.engine == "local" else VllmSettings)
-    )
+    engine = engine_of(settings.engine, opened, constellation, _of_engine(settings, given))
     app = create_app(engine, Served.of(opened, constellation, settings.name), settings, keys=keys)
     if settings.playground:
         from asterism.serve.playground.mount import mount
 
         mount(app)
     return app
+
+
+def _of_engine(settings: ServeSettings, given: Given) -> LocalSettings | VllmSettings:
+    """The engine's own settings; the type that is asked for is vLLM's own to make, the local engine has it from the library."""
+    if settings.engine == "local":
+        return given.settings(LocalSettings)
+    return given.settings(VllmSettings, VllmSettings(**({"dtype": given.dtype} if given.dtype else {})))
 
 
 def _check_engine(settings: ServeSettings, given: Given) -> None:
@@ -76,9 +85,9 @@ def _check_engine(settings: ServeSettings, given: Given) -> None:
         raise SettingsError("Settings of another engine are given.", met=", ".join(wrong), mend=mend)
 
 
-def _what(served: Served) -> str:
-    template = "" if served.tokenizer.chat_template else "; no chat template: messages are read plainly"
-    return f"{served.name}, {counted(len(served.library.names), 'specialist')}{template}"
+def _what(asking: Asking) -> str:
+    plainly = "" if asking.template else "; no chat template: messages are read plainly"
+    return f"{asking.served.name}, {counted(len(asking.served.library.names), 'specialist')}{plainly}"
 
 
 def _say(text: str) -> None:

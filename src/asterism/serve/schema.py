@@ -146,7 +146,7 @@ class CompletionRequest(Asked):
     logprobs: Tops | None = None
     """So many of the likeliest tokens beside each token written, and its own log-probability."""
     echo: Flag | None = None
-    """Tell the prompt before the answer (without log-probabilities of its tokens)."""
+    """Tell the prompt before the answer; not with logprobs, which would be the prompt's as well."""
     best_of: Answers | None = None
     """As `n`, alone."""
     suffix: Text | None = None
@@ -155,6 +155,13 @@ class CompletionRequest(Asked):
     def neutral(self) -> dict[str, tuple[Any, ...]]:
         """As the shared ones; all n answers are told, so best_of is n."""
         return super().neutral() | {"best_of": (None, self.n or 1), "suffix": (None, "")}
+
+    def check(self) -> None:
+        """As the shared ones; the log-probabilities of a prompt are not told."""
+        super().check()
+        if self.echo and self.logprobs is not None:
+            mend = "leave one out"
+            raise Refused(400, "echo with logprobs is not supported.", met="both", mend=mend, code="unsupported", param="echo")
 
     @property
     def prompts(self) -> list[str | list[int]]:

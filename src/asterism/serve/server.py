@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +19,8 @@ from asterism.serve.asking import Asking
 from asterism.serve.errors import Away
 
 BACKLOG = 2048
+IDLE = 75
+"""Seconds that a connection without requests is kept: longer than clients keep theirs, so that none is closed under a request."""
 LAST = 5
 """Seconds that connections have to close once the answers have ended."""
 
@@ -58,9 +61,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, *, drain_s: float, ready: Callable[[], None] | None = None) -> None:
         """`drain_s`: seconds that answers under way have to finish; `ready` is called once the engine has started."""
-        config = uvicorn.Config(
-            app, lifespan="on", log_level="warning", access_log=False, timeout_graceful_shutdown=LAST, server_header=False
-        )
+        given: dict[str, Any] = dict(lifespan="on", log_level="warning", access_log=False, server_header=False)
+        config = uvicorn.Config(app, timeout_keep_alive=IDLE, timeout_graceful_shutdown=LAST, **given)
         super().__init__(config)
         self._asking: Asking = app.state.asking
         self._ready, app.state.started = ready, self.started_with

@@ -48,11 +48,11 @@ class Completions(Shape):
 
     def chunk(self, answer: Answer, place: int, part: Part) -> dict[str, Any]:
         """A part as a choice."""
-        return self._choice(place * answer.question.n + part.index, part.text, part.finish, self._logprobs(answer, place, part.tokens))
+        return self._choice(place * answer.question.n + part.index, part.text, part.finish, self._logprobs(answer, part.tokens))
 
     def whole(self, answer: Answer, place: int, index: int, found: Whole) -> dict[str, Any]:
         """A whole answer as a choice."""
-        told = self._logprobs(answer, place, found.tokens, always=True)
+        told = self._logprobs(answer, found.tokens, always=True)
         return self._choice(place * answer.question.n + index, self._echo(place) + found.text, found.finish, told)
 
     def _choice(self, index: int, text: str, finish: str | None, logprobs: dict[str, Any] | None) -> dict[str, Any]:
@@ -61,16 +61,16 @@ class Completions(Shape):
     def _echo(self, place: int) -> str:
         return self._echoed[place] if self._echoed else ""
 
-    def _logprobs(self, answer: Answer, place: int, tokens: Sequence[Written], *, always: bool = False) -> dict[str, Any] | None:
+    def _logprobs(self, answer: Answer, tokens: Sequence[Written], *, always: bool = False) -> dict[str, Any] | None:
         if answer.question.logprobs is None or not (tokens or always):
             return None
-        name, begin = self.names.name, len(self._echo(place))
+        name = self.names.name
         tops = [{name(id): _number(value) for id, value in one.token.top} for one in tokens]
         return {
             "tokens": [name(one.token.id) for one in tokens],
             "token_logprobs": [_number(one.token.logprob) for one in tokens],
             "top_logprobs": tops if answer.question.logprobs else None,
-            "text_offset": [begin + one.start for one in tokens],
+            "text_offset": [one.start for one in tokens],
         }
 
 
