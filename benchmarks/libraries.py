@@ -18,7 +18,7 @@ def random_library(
     root: Path, *, hidden: int, blocks: int, vocabulary: int, names: tuple[str, ...] = NAMES, shape: str = "gpt2"
 ) -> Library:
     """A generalist of random weights and specialists a little away from it, saved under `root` and opened."""
-    tokenizer = _tokenizer(vocabulary)
+    tokenizer = random_tokenizer(vocabulary)
     model = new_model(shape, tokenizer, hidden=hidden, blocks=blocks)  # pyright: ignore[reportArgumentType]
     for seed, name in enumerate(("generalist", *names)):
         if name != "generalist":
@@ -41,7 +41,8 @@ def _word(drawn: random.Random) -> str:
     return "".join(drawn.choice("abcdefghijklmnop") for _ in range(2))
 
 
-def _tokenizer(vocabulary: int):
+def random_tokenizer(vocabulary: int):
+    """A tokenizer of about so many tokens, trained on random words."""
     drawn = random.Random(0)
     words = (" ".join("".join(drawn.choice("abcdefghijklmnop") for _ in range(drawn.randint(2, 9))) for _ in range(60)) for _ in range(300))
     return train_tokenizer(words, vocabulary)
