@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Generator
 from typing import Any, TypeVar
 
 from asterism.core.errors import UnknownName
@@ -55,7 +55,7 @@ class Talk:
             raise UnknownName("one to answer", who, known)
         self.who = who
 
-    def say(self, text: str) -> Iterator[dict[str, Any] | str]:
+    def say(self, text: str) -> Generator[dict[str, Any] | str, None, None]:
         """What is answered: first the mixture as the API tells it, then the text piece by piece, and each further mixture when it is made.
 
         An answer that is broken off (the iterator closed) is part of the conversation as far as it was told; one that fails is not,
