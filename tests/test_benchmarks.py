@@ -20,6 +20,16 @@ METRICS = {
     "cka": {"seconds_12x12", "peak_gb", "products_ratio", "largest_difference"},
     "merge": {"linear_copy_ratio", "ties_size_ratio", "ties_models_ratio"},
     "route": {"dense_ratio", "top1_ratio", "depth2_ratio", "training_ratio", "top1_speedup"},
+    "serve": {
+        "batch16_bound_ratio",
+        "batch16_evidence_bound_ratio",
+        "batch16_lowrank_ratio",
+        "batch16_truncated_ratio",
+        "one_by_one_speedup",
+        "batch1_ratio",
+        "first_token_ratio",
+        "memory_10th_ratio",
+    },
     "fuse": {"step_ratio", "memory_ratio", "deep_step_ratio", "deep_memory_ratio", "wide_step_ratio", "wide_memory_ratio"},
 }
 
@@ -32,6 +42,8 @@ def test_quick_setting(name):
     assert last["name"] == name
     assert METRICS[name] <= last["metrics"].keys()
     assert all(value > 0 for key, value in last["metrics"].items() if key in METRICS[name])
+    if name == "serve":
+        assert "vllm_bound_ratio" in last["metrics"]  # null where vLLM is not installed
     if name == "merge":
         methods = ("linear", "task_arithmetic", "slerp", "dare_ties", "ties", "breadcrumbs", "della")
         assert {f"{method}_{kind}" for method in methods for kind in ("speedup", "memory_ratio")} <= last["metrics"].keys()
