@@ -117,6 +117,21 @@ def test_a_long_prompt_holds_running_answers_up_for_a_chunk_at_most(kinds):
     assert len({tokens for tokens, _ in widths}) == len(widths)
 
 
+def test_the_others_go_on_where_one_is_cancelled_amid_them(kinds):
+    library = kinds("gpt2")
+    driver, jobs = Driver.over(library, slots=4, chunk=64), crowd(library)[:4]
+    jobs = [job(one.id, one.tokens, one.composition, 12) for one in jobs]
+    for one in jobs:
+        driver.submit(one)
+    driver.run(8)
+    assert len(driver.scheduler.running.rows) == 4
+    driver.scheduler.cancel(driver.scheduler.running.rows[0].job.id)
+    driver.run()
+    gone = [one.id for one in jobs if driver.last(one.id).reason == "cancelled"]
+    assert len(gone) == 1
+    assert all(driver.answer(one.id) == generated(library, one) for one in jobs if one.id not in gone)
+
+
 def test_a_cancelled_answer_frees_its_place_at_once(kinds):
     library = kinds("gpt2")
     driver = Driver.over(library, slots=1, chunk=4)

@@ -60,6 +60,7 @@ class Scheduler:
         self.rows[job.id] = row
         self.waiting.append(row)
 
+    @torch.inference_mode()
     def cancel(self, job: str) -> None:
         """End an answer by its job's id; its place is free at once."""
         if (row := self.rows.get(job)) is not None:
