@@ -136,7 +136,7 @@ def test_an_engine_that_cannot_start_ends_the_server_with_its_reason(indexed, ca
 
     monkeypatch.setattr(LocalEngine, "start", refuse)
     with pytest.raises(SystemExit) as ended:
-        main(["serve", str(indexed), "--port", "0", "--device", "cpu"])
+        main(["serve", str(indexed), "--port", "0", "--device", "cpu", "--no-playground"])
     assert ended.value.code == 2
     assert "cannot serve this architecture" in capsys.readouterr().err
 
