@@ -5,12 +5,14 @@ Pictures of it are left under build/screenshots, to be looked at.
 
 from __future__ import annotations
 
+import sys
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from asterism.core.errors import UnsupportedError
 from asterism.serve.app import create_app
 from asterism.serve.playground.mount import mount
 from tests.serve import live as serving
@@ -116,6 +118,16 @@ def test_a_link_keeps_the_settings(answers, tab):
     assert "Rival: legal" in tab.value("document.querySelector('#rival').innerText")
 
 
+def test_the_link_button_takes_what_stands_there_now(page, tab):
+    tab.look(DESKTOP)
+    tab.open(page.url, READY)
+    tab.type("#text textarea", "Not asked yet & more")
+    tab.click("#copy")
+    tab.until("document.querySelector('#copy').innerText !== 'Link'")
+    assert parse_qs(urlsplit(tab.value("location.href")).query)["text"] == ["Not asked yet & more"]
+    tab.until("document.querySelector('#copy').innerText === 'Link'")
+
+
 def test_stop_and_leaving_free_the_rows(answers, tab):
     own = answers(" go on", endless=True, pause=0.05)
     tab.look(DESKTOP)
@@ -163,3 +175,9 @@ def test_keys_guard_the_page_too(explaining, served):
         assert refused.headers["www-authenticate"].lower().startswith(("basic", "bearer"))
         assert client.get("/", auth=("me", "sesame-open")).status_code == 200
         assert client.post("/gradio_api/queue/join", json={}).status_code == 401
+
+
+def test_without_gradio_it_says_what_to_install(explaining, served, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UnsupportedError, match="--no-playground"):
+        mount(create_app(explaining(" yes."), served))
