@@ -9,13 +9,15 @@ it; the prompts of mixed answers are read with matrices built for the moment.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
 from asterism.core.settings import Settings
-from asterism.serve.local.bound import Bound
+
+if TYPE_CHECKING:
+    from asterism.serve.local.bound import Bound
 
 Phase = Literal["prefill", "decode"]
 ROW = 0.04
