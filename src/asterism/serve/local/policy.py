@@ -64,7 +64,8 @@ class Policy:
             return self._always(live)
         if self._last[0] != live:
             self._last = dict(live), self._cheapest(live)
-        chosen, new = set[Bound](), None
+        chosen: set[Bound] = set()
+        new: Bound | None = None
         for bound in self._last[1]:
             if self._known(bound):
                 chosen.add(bound)
