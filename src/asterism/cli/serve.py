@@ -73,7 +73,8 @@ def _of_engine(settings: ServeSettings, given: Given) -> LocalSettings | VllmSet
     """The engine's own settings; the type that is asked for is vLLM's own to make, the local engine has it from the library."""
     if settings.engine == "local":
         return given.settings(LocalSettings)
-    return given.settings(VllmSettings, VllmSettings(**({"dtype": given.dtype} if given.dtype else {})))
+    asked: dict[str, Any] = {"dtype": given.dtype} if given.dtype else {}
+    return given.settings(VllmSettings, VllmSettings(**asked))
 
 
 def _check_engine(settings: ServeSettings, given: Given) -> None:
