@@ -199,7 +199,8 @@ class Patched:
     def _plain_table(self, path: str, module: Any) -> None:
         original = module.forward
         table = Matrix(self._parameter(self._held(path)["weight"]), self.step, lambda ids, _: original(ids), looked_up)
-        place = ops.placed(table.run, lambda ids: module.weight.new_empty(*ids.shape, module.weight.shape[1]))
+        width, dtype = module.weight.shape[1], module.weight.dtype
+        place = ops.placed(table.run, lambda ids: ids.new_empty(*ids.shape, width, dtype=dtype))
         module.forward = lambda ids: ops.run(place, ids)
         self._matrices.append(table)
 
@@ -239,8 +240,8 @@ class _Mixed:
             width = len(matrix.parameter.cut.rows)
             self._matrix = ops.placed(matrix.run, lambda x: x.new_empty(x.shape[0], width))
         if table is not None:
-            like, size = table.parameter, len(table.parameter.cut.rows)
-            self._table = ops.placed(table.run, lambda ids: _dtype_of(like).new_empty(ids.shape[0], size, device=ids.device))
+            dtype, size = _dtype_of(table.parameter), len(table.parameter.cut.rows)
+            self._table = ops.placed(table.run, lambda ids: ids.new_empty(ids.shape[0], size, dtype=dtype))
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """The layer's outputs, each token under its own mixture."""
@@ -254,9 +255,9 @@ class _Mixed:
         return getattr(self._inner, name)
 
 
-def _dtype_of(parameter: Parameter) -> Tensor:
+def _dtype_of(parameter: Parameter) -> torch.dtype:
     tail = next(iter(parameter.tails.values()))
-    return tail if isinstance(tail, Tensor) else tail.up
+    return tail.dtype if isinstance(tail, Tensor) else tail.up.dtype
 
 
 def _beside(vectors: Tensor, y: Tensor) -> Tensor:
