@@ -13,7 +13,7 @@ from pathlib import Path
 from common import options
 
 HERE = Path(__file__).parent
-NAMES = ("startup", "compose", "fingerprint", "mixture", "index", "evaluate", "merge", "route", "cka", "fuse", "serve")
+NAMES = ("startup", "compose", "fingerprint", "mixture", "index", "evaluate", "merge", "route", "cka", "fuse", "serve", "load")
 
 
 def main() -> None:

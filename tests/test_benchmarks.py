@@ -31,6 +31,7 @@ METRICS = {
         "memory_10th_ratio",
     },
     "fuse": {"step_ratio", "memory_ratio", "deep_step_ratio", "deep_memory_ratio", "wide_step_ratio", "wide_memory_ratio"},
+    "load": {"answers", "answers_per_s", "tokens_per_s", "p50_s", "p95_s", "queue_peak", "queue_bound", "rss_mb"},
 }
 
 
@@ -44,6 +45,8 @@ def test_quick_setting(name):
     assert all(value > 0 for key, value in last["metrics"].items() if key in METRICS[name])
     if name == "serve":
         assert "vllm_bound_ratio" in last["metrics"]  # null where vLLM is not installed
+    if name == "load":
+        assert last["metrics"]["wrong"] == last["metrics"]["errors"] == last["metrics"]["left_behind"] == 0
     if name == "merge":
         methods = ("linear", "task_arithmetic", "slerp", "dare_ties", "ties", "breadcrumbs", "della")
         assert {f"{method}_{kind}" for method in methods for kind in ("speedup", "memory_ratio")} <= last["metrics"].keys()

@@ -38,6 +38,7 @@ def test_arguments_are_the_settings_of_serve_and_of_the_engine():
     [
         ({}, SettingsError, "library"),
         ({"library": "lib", "port": "80"}, SettingsError, "http_options"),
+        ({"library": "lib", "playground": "true"}, SettingsError, "one process"),
         ({"library": "lib", "replica": "2"}, UnknownName, "did you mean 'replicas'"),
         ({"library": "lib", "max_num_seqs": "8"}, UnknownName, "local engine"),
         ({"library": "lib", "replicas": "3", "most_replicas": "2"}, SettingsError, "most_replicas"),
@@ -60,6 +61,14 @@ def test_what_ray_is_asked_for():
     found = moving._deployment_config.autoscaling_config
     assert (found.min_replicas, found.max_replicas, found.target_ongoing_requests) == (1, 4, 9)
     assert moving.max_ongoing_requests == 100 + scale.SPARE
+
+
+def test_a_relative_place_is_where_the_caller_stands(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(scale, "_replica", lambda *given: seen.append(given) or scale.Replica)
+    monkeypatch.chdir(tmp_path)
+    scale.app({"library": "lib", "api_keys": "keys.txt"})
+    assert (seen[0][0].library, seen[0][0].api_keys) == (tmp_path / "lib", tmp_path / "keys.txt")
 
 
 def test_the_file_of_the_guide_is_one_that_ray_takes():

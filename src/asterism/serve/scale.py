@@ -28,8 +28,16 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
 
-RAYS = ("host", "port")
-"""Settings of `asterism serve` that are Ray's here: its proxies listen."""
+PROXIES = "Ray's proxies listen, not the replicas."
+HTTP = "give it to Ray: `http_options` in a Serve config file, or `serve start --http-host ... --http-port ...`"
+OTHERS = {
+    "host": (PROXIES, HTTP),
+    "port": (PROXIES, HTTP),
+    "playground": ("The playground keeps its sessions in one process.", "leave it out; `asterism serve` has it"),
+}
+"""Settings of `asterism serve` that have no use here."""
+PLACES = ("library", "api_keys")
+"""Paths, which a replica would read from another working folder."""
 SPARE = 64
 """Requests beyond `most_jobs` that Ray lets through to a replica: those get our 429, and /health and /metrics are always heard."""
 HEADER = b"x-asterism-replica"
@@ -75,10 +83,11 @@ class ScaleSettings(Settings):
 def app(args: Mapping[str, Any]) -> Application:
     """What `serve run asterism.serve.scale:app KEY=VALUE ...` and the `args` of a Serve config file give, as an application.
 
-    Keys: the settings of `asterism serve` but host and port, those of the engine asked for, and ScaleSettings; `library` is needed.
+    Keys: `library` and the rest of ScaleSettings, the settings of `asterism serve` but host, port and playground, and the engine's.
     Raises UnknownName and SettingsError. Nothing is opened here: that is for the replicas.
     """
     own, server, engine = settings_of(args)
+    own = own.changed(**{name: path.expanduser().absolute() for name in PLACES if (path := getattr(own, name)) is not None})
     options: dict[str, Any] = {"num_replicas": own.replicas}
     if own.most_replicas is not None:
         scaling = {"min_replicas": own.replicas, "max_replicas": own.most_replicas, "target_ongoing_requests": own.load}
@@ -100,13 +109,12 @@ def app(args: Mapping[str, Any]) -> Application:
 
 def settings_of(args: Mapping[str, Any]) -> tuple[ScaleSettings, ServeSettings, LocalSettings | VllmSettings]:
     """The settings that arguments name, each by its class. Raises UnknownName, and SettingsError for what is Ray's or another engine's."""
-    for name in RAYS:
+    for name, (wrong, mend) in OTHERS.items():
         if name in args:
-            mend = "give it to Ray: `http_options` in a Serve config file, or `serve start --http-host ... --http-port ...`"
-            raise SettingsError("Ray's proxies listen, not the replicas.", met=f"{name}={args[name]}", mend=mend)
+            raise SettingsError(wrong, met=f"{name}={args[name]}", mend=mend)
     server = ServeSettings(**_of(ServeSettings, args))
     kind = LocalSettings if server.engine == "local" else VllmSettings
-    known = {name for cls in (ScaleSettings, ServeSettings, kind) for name in cls.model_fields if name not in RAYS}
+    known = {name for cls in (ScaleSettings, ServeSettings, kind) for name in cls.model_fields if name not in OTHERS}
     for name in args:
         if name not in known:
             raise UnknownName(f"setting with the {server.engine} engine", name, known)
