@@ -16,7 +16,7 @@ from asterism.models.library import Library
 from asterism.serve.jobs import Composition
 from asterism.serve.local import passes
 from asterism.serve.local.execution import Executor
-from asterism.serve.local.policy import ExecutionSettings
+from asterism.serve.local.policy import ExecutionSettings, Phase
 from tests import tiny
 from tests.compose.conftest import kinds_library, left_padded, random_mixture
 
@@ -64,7 +64,8 @@ def test_every_row_is_its_composition_materialised(kinds, family, monkeypatch):
         want = [wanted(library, composition, batch)[row, row:] for row, composition in enumerate(rows)]
         for way in WAYS:
             executor = Executor(library, ExecutionSettings(execution=way))
-            for phase, many in (("prefill", 1), ("prefill", 24), ("decode", 24)):
+            turns: tuple[tuple[Phase, int], ...] = (("prefill", 1), ("prefill", 24), ("decode", 24))
+            for phase, many in turns:
                 monkeypatch.setattr(passes, "MANY", many)
                 executor.under(rows, phase=phase)
                 got = logits(executor.model, batch)
@@ -79,9 +80,10 @@ def test_every_row_is_its_composition_materialised(kinds, family, monkeypatch):
 def test_one_row_alone_and_many_rows_of_few_compositions(kinds, way, tokens):
     library = kinds("qwen2")
     executor, (a, b, _, c, *_) = Executor(library, ExecutionSettings(execution=way)), compositions(library)
+    phases: tuple[Phase, ...] = ("prefill", "decode")
     for rows in ([a], [c], [b, b, b], [a, c, a, None, c, a], [None, None]):
         batch = {"input_ids": left_padded(len(rows), 9, 5)["input_ids"]}
-        for phase in ("prefill", "decode"):
+        for phase in phases:
             executor.under(rows, phase=phase)
             with tiny.wide():
                 got = logits(executor.model, batch)

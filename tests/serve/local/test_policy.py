@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asterism.serve.local.policy import PATIENCE, ExecutionSettings, Policy
+from asterism.serve.local.policy import PATIENCE, ROW, ExecutionSettings, Policy
 
 
 class Asked:
@@ -16,19 +16,24 @@ class Asked:
         self.reads = dict.fromkeys(names, 10**9)
 
 
-def policy(known: set | None = None, **settings: Any) -> Policy:
-    return Policy(ExecutionSettings(**settings), lambda bound: 10**9, lambda bound: known is None or bound in known)
+def policy(known: set | None = None, row: float = ROW, **settings: Any) -> Policy:
+    return Policy(ExecutionSettings(**settings), lambda bound: 10**9, lambda bound: known is None or bound in known, row)
 
 
-def several(count: int, *names: str) -> dict[Any, int]:
-    return {Asked(*names): 1 for _ in range(count)}
+def several(count: int, *names: str, rows: int = 1) -> dict[Any, int]:
+    return {Asked(*names): rows for _ in range(count)}
 
 
-def test_decoding_crosses_over_at_about_as_many_compositions_as_specialists():
-    own = policy(tails_gb=100)
-    found = [len(own.decode(several(count, "a", "b", "c", "d"))) for count in range(1, 9)]
-    assert found == [1, 2, 3, 4, 0, 0, 0, 0]
-    assert len(own.decode(several(9, *map(str, range(20))))) == 9
+@pytest.mark.parametrize(("row", "most"), [(ROW, 7), (0.0, 3)])
+def test_decoding_crosses_over_at_twice_as_many_compositions_as_specialists_or_as_many(row, most):
+    """16 rows, each of three of four specialists."""
+    threes = ("abc", "abd", "acd", "bcd")
+    found = {}
+    for count in (1, 2, 3, 4, 7, 8, 12, 16):
+        live: dict[Any, int] = {Asked(*threes[number % 4]): 16 // count for number in range(count)}
+        found[count] = len(policy(row=row, tails_gb=100).decode(live))
+    assert found == {count: count if count <= most else 0 for count in found}, found
+    assert len(policy(row=row, tails_gb=100).decode(several(9, *map(str, range(20))))) == 9
 
 
 def test_a_specialist_alone_is_never_built():
@@ -39,12 +44,13 @@ def test_a_specialist_alone_is_never_built():
 
 def test_the_composition_of_many_rows_is_built_beside_those_of_few():
     own = policy(tails_gb=100)
-    much, live = Asked("a", "b", "c"), several(5, "d", "e", "f")
+    much: Any = Asked("a", "b", "c")
+    live = several(5, "d", "e", "f")
     assert own.decode({**live, much: 10}) == {much}
 
 
 def test_no_more_tails_than_memory():
-    apart = {Asked(*(f"{name}{number}" for name in "abc")): 1 for number in range(3)}
+    apart: dict[Any, int] = {Asked(*(f"{name}{number}" for name in "abc")): 1 for number in range(3)}
     assert [len(policy(tails_gb=size).decode(apart)) for size in (0.5, 1.5, 2.5, 3.5)] == [0, 1, 2, 3]
     assert not policy(tails_gb=0).decode(several(1, "a", "b"))
 

@@ -8,6 +8,7 @@ import torch
 
 from asterism.compose.composer import Composer
 from asterism.constellation.mixture import Mixture
+from asterism.models.changes import Dense
 from asterism.serve.jobs import Composition
 from asterism.serve.local.execution import Executor
 from asterism.serve.local.policy import ExecutionSettings
@@ -65,7 +66,7 @@ def test_a_specialist_alone_is_its_own_tensors(kinds):
     assert executor._tails.size(own) == 0
     for name, matrix in tail.items():
         change = executor._shelf.change("full", name)
-        assert change is not None
+        assert isinstance(change, Dense)
         assert matrix is change.tensor
 
 

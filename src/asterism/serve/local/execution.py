@@ -20,7 +20,7 @@ from asterism.serve.jobs import Composition
 from asterism.serve.local.bound import Bound
 from asterism.serve.local.lowrank import truncated
 from asterism.serve.local.passes import Live, State, Switch
-from asterism.serve.local.policy import ExecutionSettings, Phase, Policy
+from asterism.serve.local.policy import ROW, ExecutionSettings, Phase, Policy
 from asterism.serve.local.shelf import Shelf
 from asterism.serve.local.tails import Tails, TailStats
 
@@ -44,7 +44,9 @@ class Executor:
         self._bound: WeakKeyDictionary[Composition, Bound] = WeakKeyDictionary()
         self._by_key: WeakValueDictionary[str, Bound] = WeakValueDictionary()
         self._tails = Tails(library.anatomy, self._parameters, int(self.settings.tails_gb * 1e9))
-        self._policy = Policy(self.settings, self._tails.size, self._tails.__contains__)
+        like = next(iter(self._parameters.values()))
+        row = ROW if like.dtype.itemsize >= 4 and like.device.type == "cpu" else 0.0
+        self._policy = Policy(self.settings, self._tails.size, self._tails.__contains__, row)
         self._decoding: WeakSet[Composition] = WeakSet()
         self._states = OrderedDict[tuple, State]()
         self._scratch: dict[torch.Size, Tensor] = {}

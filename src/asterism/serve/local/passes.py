@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asterism.compose.composer import write
@@ -23,6 +22,7 @@ from asterism.models.types import Conv1D, PreTrainedModel
 from asterism.serve.local.bound import Bound
 from asterism.serve.local.policy import Phase
 from asterism.serve.local.products import Addition, Meeting, Pattern, Product, composed, gathered, low_rank, woven
+from asterism.serve.local.thin import linear
 
 MANY = 24
 """Tokens of a composition from which building a matrix for them costs less than running them through each specialist's."""
@@ -132,7 +132,7 @@ class Switch:
                 module.forward = self._forward(place, module, own)
 
     def _forward(self, place: int, module: nn.Module, names: dict[str, str]) -> Run:
-        original: Run = module.forward
+        original = _own_forward(module)
 
         def forward(x: Tensor) -> Tensor:
             state = self.state
@@ -144,6 +144,15 @@ class Switch:
             return run(x)
 
         return forward
+
+
+def _own_forward(module: nn.Module) -> Run:
+    """What a module does with its own parameters."""
+    if type(module) is nn.Linear:
+        return lambda x: linear(x, module.weight, module.bias)
+    if type(module) is Conv1D:
+        return lambda x: linear(x, module.weight.T, module.bias)
+    return module.forward
 
 
 def run_of(module: nn.Module, names: Mapping[str, str], original: Run, state: State) -> Run:
@@ -181,7 +190,7 @@ def _matrix_run(module: nn.Linear | Conv1D, names: Mapping[str, str], state: Sta
     outputs_last = isinstance(module, Conv1D)
     if len(meetings) == 1 and meetings[0].weights is None and not additions and (vector is None or vector.ndim == 1):
         matrix = meetings[0].matrix.T if outputs_last else meetings[0].matrix
-        return lambda x: F.linear(x, matrix, vector)  # any number of rows
+        return lambda x: linear(x, matrix, vector)  # any number of rows
     added = vector[:, None] if vector is not None and vector.ndim == 2 else vector
     product = _whole(meetings, names["weight"], weight, state, outputs_last=outputs_last)
     more = low_rank(additions, n, dtype) if additions else None
@@ -201,7 +210,7 @@ def _matrix_run(module: nn.Linear | Conv1D, names: Mapping[str, str], state: Sta
 def _whole(meetings: list[Meeting], name: str, own: Tensor, state: State, *, outputs_last: bool) -> Product:
     if len(meetings) == 1 and meetings[0].weights is None:
         matrix = meetings[0].matrix.T if outputs_last else meetings[0].matrix
-        return lambda x: F.linear(x, matrix)
+        return lambda x: linear(x, matrix)
     decode = state.phase == "decode"
     half = state.like.dtype.itemsize < 4 and state.like.device.type == "cpu"
     found = woven(meetings, state.rows, outputs_last=outputs_last) if decode and half else None

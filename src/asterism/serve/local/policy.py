@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from asterism.serve.local.bound import Bound
 
 Phase = Literal["prefill", "decode"]
-ROW = 0.04
-"""What another row costs a product, in parts of reading its matrix (measured: float32, a CPU, up to 16 rows)."""
+ROW = 0.125
+"""What another row costs a product in float32 or wider on a CPU, in parts of reading its matrix (measured with up to 16 rows: it puts the
+crossover at about 2 N live compositions of N specialists). Half precision and other devices read for as long as they compute: at N."""
 PATIENCE = 2
 """Steps for which a tail must have been the better choice before it is built amid an answer: what building one costs."""
 
@@ -41,8 +42,9 @@ class ExecutionSettings(Settings):
 class Policy:
     """Chooses for each batch."""
 
-    def __init__(self, settings: ExecutionSettings, size: Callable[[Bound], int], known: Callable[[Bound], bool]) -> None:
-        """`size`: bytes of a composition's tail; `known`: whether it has one already."""
+    def __init__(self, settings: ExecutionSettings, size: Callable[[Bound], int], known: Callable[[Bound], bool], row: float = ROW) -> None:
+        """`size`: bytes of a composition's tail; `known`: whether it has one already; `row`: see ROW."""
+        self._row = row
         self.settings, self._size, self._known = settings, size, known
         self._limit = int(settings.tails_gb * 1e9)
         self._wanted: WeakKeyDictionary[Bound, int] = WeakKeyDictionary()
@@ -85,25 +87,24 @@ class Policy:
     def _cheapest(self, live: Mapping[Bound, int]) -> list[Bound]:
         """The compositions whose tails make a step cheapest, those of most rows first; mixed where it is all the same."""
         order = sorted(live, key=lambda bound: -live[bound])
-        best, count, tails, built = _mixed(live, order), 0, 0.0, 0
+        best, count, tails, built = self._mixed(live, order), 0, 0.0, 0
         for place, bound in enumerate(order, 1):
             size = self._size(bound)
             built += size
             if built > self._limit:
                 break
-            tails += size * (1 + ROW * live[bound])
-            cost = tails + _mixed(live, order[place:])
+            tails += size * (1 + self._row * live[bound])
+            cost = tails + self._mixed(live, order[place:])
             if cost < best:
                 best, count = cost, place
         return order[:count]
 
-
-def _mixed(live: Mapping[Bound, int], bounds: list[Bound]) -> float:
-    """Bytes read by the mixed rows, with what their number adds."""
-    read: dict[str, float] = {}
-    rows = 0.0
-    for bound in bounds:
-        for name, size in bound.reads.items():
-            read[name] = max(read.get(name, 0.0), size)
-            rows += ROW * live[bound] * size
-    return sum(read.values()) + rows
+    def _mixed(self, live: Mapping[Bound, int], bounds: list[Bound]) -> float:
+        """Bytes read by the mixed rows, with what their number adds."""
+        read: dict[str, float] = {}
+        rows = 0.0
+        for bound in bounds:
+            for name, size in bound.reads.items():
+                read[name] = max(read.get(name, 0.0), size)
+                rows += self._row * live[bound] * size
+        return sum(read.values()) + rows

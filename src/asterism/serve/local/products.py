@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asterism.models.changes import LowRank
+from asterism.serve.local import thin
 from asterism.serve.local.slabs import Run, is_woven, runs, woven_whole
 
 
@@ -100,7 +101,7 @@ def gathered(meetings: Sequence[Meeting], n: int, *, outputs_last: bool, batched
     like = meetings[0].matrix
     made = memo(key, lambda: pattern(meetings, groups, n, like))
     gather, pick, weights, k = made.gather, made.pick, made.weights, len(made.pick) // n
-    sized = [(run.matrices if outputs_last else run.matrices.mT, max(len(meetings[place].rows) for place in run.places)) for run in split]
+    sized = [(run.matrices.mT if outputs_last else run.matrices, max(len(meetings[place].rows) for place in run.places)) for run in split]
     even = weights is not None and weights.shape[1] == 1
     wide = like.dtype.itemsize < 4 and weights is not None
     straight = gather.tolist() == list(range(n))
@@ -114,7 +115,7 @@ def gathered(meetings: Sequence[Meeting], n: int, *, outputs_last: bool, batched
         for matrices, most in sized:
             count = len(matrices)
             part = rows[start : start + count * most].reshape(count, most * inside, -1)
-            found.append((part[0] @ matrices[0] if count == 1 else torch.bmm(part, matrices)).view(count * most, -1))
+            found.append(thin.batched(part, matrices).view(count * most, -1))
             start += count * most
         y = found[0] if len(found) == 1 else torch.cat(found)  # [P, inside out]
         y = y if in_order else y.index_select(0, pick)
@@ -163,7 +164,7 @@ def composed(groups: Sequence[tuple[tuple[int, ...], Callable[[], Tensor]]], n: 
         y = x.new_empty(n, rows.shape[1], out)
         for chosen, matrix in device_rows:
             whole = matrix()
-            y[chosen] = F.linear(rows[chosen], whole.T if outputs_last else whole)
+            y[chosen] = thin.linear(rows[chosen], whole.T if outputs_last else whole)
         return y.view(*x.shape[:-1], out)
 
     return product
@@ -178,7 +179,7 @@ def low_rank(additions: Sequence[Addition], n: int, dtype: torch.dtype) -> Produ
     wide = torch.promote_types(dtype, torch.float32)
     device = additions[0].factors.up.device
     even = [each for each in additions if each.weights is None or each.weights.shape[1] == 1]
-    thin: list[tuple[Tensor, Tensor, Tensor]] = []  # down [r, in], weights [n, 1, r or 1 ..], up [out, r]
+    joined: list[tuple[Tensor, Tensor, Tensor]] = []  # down [r, in], weights [n, 1, r or 1 ..], up [out, r]
     if even:
         scales = torch.zeros(n, 1, sum(each.factors.rank for each in even), dtype=wide, device=device)
         start = 0
@@ -187,7 +188,7 @@ def low_rank(additions: Sequence[Addition], n: int, dtype: torch.dtype) -> Produ
             scales[list(each.rows), 0, start : start + each.factors.rank] = own.expand(len(each.rows), -1)
             start += each.factors.rank
         down, up = torch.cat([each.factors.down for each in even]), torch.cat([each.factors.up for each in even], dim=1)
-        thin.append((down.to(dtype), scales, up.to(dtype)))
+        joined.append((down.to(dtype), scales, up.to(dtype)))
     apart: list[tuple[Tensor, Tensor, Tensor]] = []
     for each in additions:
         if each.weights is not None and each.weights.shape[1] > 1:
@@ -197,10 +198,10 @@ def low_rank(additions: Sequence[Addition], n: int, dtype: torch.dtype) -> Produ
 
     def product(x: Tensor) -> Tensor:
         rows, total = x.reshape(n, -1, x.shape[-1]), None
-        for down, scales, up in thin:
-            total = F.linear((F.linear(rows, down) * scales).to(dtype), up)
+        for down, scales, up in joined:
+            total = thin.linear((thin.linear(rows, down) * scales).to(dtype), up)
         for down, weights, up in apart:
-            y = F.linear(F.linear(rows, down), up) * weights
+            y = thin.linear(thin.linear(rows, down), up) * weights
             total = y if total is None else total + y
         assert total is not None
         return total.view(*x.shape[:-1], -1)
