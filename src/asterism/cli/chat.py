@@ -83,7 +83,8 @@ class Chat:
             whole = True
         except KeyboardInterrupt:
             print(" …", end="")
-        print(flush=True)
+        finally:
+            print(flush=True)
         for after in mixtures[1:]:
             line(f"[after {after['after']} tokens: {_mixture(after)}]")
         self.last = mixtures[0] if mixtures else None

@@ -172,7 +172,7 @@ def coefficient_scatter(
     if star:
         axes.scatter(*star, marker="*", s=170, c=INK, edgecolors="none", zorder=5)
         right = star[0] > np.mean([np.min(limits, axis=0)[0], np.max(limits, axis=0)[0]])
-        named = dict(fontsize=9, fontweight="bold", color=INK, zorder=6, ha="right" if right else "left")
+        named: dict[str, Any] = dict(fontsize=9, fontweight="bold", color=INK, zorder=6, ha="right" if right else "left")
         axes.annotate("this text", star, xytext=(-8 if right else 8, -3), textcoords="offset points", **named)
     for spread, setter in zip(zip(*limits, strict=True), (axes.set_xlim, axes.set_ylim), strict=True):
         low, high = float(np.min(spread)), float(np.max(spread))
