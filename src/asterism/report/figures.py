@@ -153,12 +153,12 @@ def coefficient_scatter(
 ) -> str:
     """One dot a probe, coloured and shaped by group; `marks` are named places (each domain's mean), `limits` points that set the axes.
 
-    `shares`: share of the spread between domains along each axis. `star`: the place of the text that is asked about.
+    `shares`: share of the spread between domains along each axis. `star`: the place of the text that is asked about, told in the legend.
     """
     import numpy as np
 
     columns = 2 if len(points) <= 8 else 3
-    figure, axes = canvas(3.1, left=0.7 if star else 0.55, top=0.08 + 0.18 * -(-len(points) // columns))
+    figure, axes = canvas(3.1, left=0.7 if star else 0.55, top=0.08 + 0.18 * -(-(len(points) + bool(star)) // columns))
     for place, (name, those) in enumerate(points.items()):
         xs, ys = zip(*those, strict=True)
         colour, marker = SERIES[place % 6], MARKERS[place % 6]
@@ -170,10 +170,7 @@ def coefficient_scatter(
         axes.plot([x], [y], marker="+", markersize=8, color=INK, zorder=3)
         axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8.5, fontweight="bold", color=INK, zorder=4)
     if star:
-        axes.scatter(*star, marker="*", s=170, c=INK, edgecolors="none", zorder=5)
-        right = star[0] > np.mean([np.min(limits, axis=0)[0], np.max(limits, axis=0)[0]])
-        named: dict[str, Any] = dict(fontsize=9, fontweight="bold", color=INK, zorder=6, ha="right" if right else "left")
-        axes.annotate("this text", star, xytext=(-8 if right else 8, -3), textcoords="offset points", **named)
+        axes.scatter(*star, marker="*", s=170, c=INK, edgecolors="none", label="this text", zorder=5)
     for spread, setter in zip(zip(*limits, strict=True), (axes.set_xlim, axes.set_ylim), strict=True):
         low, high = float(np.min(spread)), float(np.max(spread))
         room = 0.08 * (high - low) or 0.5
