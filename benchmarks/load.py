@@ -219,7 +219,7 @@ class Watch:
     def slope(self) -> tuple[float, float, float]:
         """MB a minute over the last two thirds, and its 95 % interval."""
         later = self.memory[len(self.memory) // 3 :]
-        found = theilslopes([mb for _, mb in later], [minute for minute, _ in later], 0.95)
+        found: Any = theilslopes([mb for _, mb in later], [minute for minute, _ in later], 0.95)
         return float(found.slope), float(found.low_slope), float(found.high_slope)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
 import time
 from collections import Counter
@@ -23,7 +24,6 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from asterism.serve.scale import app
-from asterism.serve.server import listening
 
 PATIENCE = 150
 BEGUN = time.monotonic()
@@ -38,7 +38,7 @@ def two_nodes() -> Iterator[str]:
     try:
         cluster.add_node(**node)
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        with listening("127.0.0.1", 0) as free:
+        with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         yield f"http://127.0.0.1:{port}"
@@ -78,7 +78,7 @@ class Asker:
                     break
                 if time.monotonic() > end:
                     raise TimeoutError(f"{what}: only {seen}")
-                time.sleep(0.3)  # for the processes that start
+                time.sleep(0.8)  # for the processes that start
         print(f"{time.monotonic() - BEGUN:5.1f} s: {what}", file=sys.stderr, flush=True)
         return seen
 
@@ -121,7 +121,7 @@ def kill(replica: str) -> None:
 def main(plan: dict[str, Any]) -> dict[str, Any]:
     """The whole story."""
     with two_nodes() as url:
-        serve.run(app({**plan["args"], "replicas": 1, "most_replicas": 2, "load": 0.1, "upscale_s": 0, "per_node": 1, "cpus": 1}))
+        serve.run(app({**plan["args"], "replicas": 1, "most_replicas": 2, "load": 0.05, "upscale_s": 0, "per_node": 1, "cpus": 1}))
         asker = Asker(url, plan["questions"])
         first = asker.until(lambda seen: len(seen) == 1, "one replica answers")
         both = asker.until(lambda seen: len(seen) == 2, "the load has brought a second one")
