@@ -71,7 +71,7 @@ def asked(tmp_path, monkeypatch):
     kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(DELTA="delta"))
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **given: SimpleNamespace(**given)))
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", kinds)
-    monkeypatch.setattr(module.guard, "install", lambda names: None)
+    monkeypatch.setattr(module.guard, "install", lambda: None)
 
     def run(work, **switches):
         engine, vllm = VllmEngine(library, constellation, VllmSettings()), FakeLLM(**switches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -70,3 +71,37 @@ def test_names_come_from_the_manifest(tmp_path):
     (tmp_path / "library.json").write_text("{}")
     with pytest.raises(StorageError):
         guard.names_of(tmp_path)
+
+
+class Processor:
+    """As vLLM's input processor."""
+
+    def __init__(self, root, cudagraphs="NONE") -> None:
+        told = {"asterism": {"library": str(root)}} if root else {}
+        kinds = SimpleNamespace(cudagraph_mode=SimpleNamespace(name=cudagraphs))
+        own = SimpleNamespace(hf_config=tiny.tiny_config("qwen2"))
+        self.vllm_config = SimpleNamespace(additional_config=told, model_config=own, compilation_config=kinds)
+
+    def process_inputs(self, asked):
+        return asked
+
+
+def test_the_hook_is_put_in_once_and_an_engine_names_its_own_specialists(tmp_path, monkeypatch):
+    class Refused(Exception):  # noqa: N818
+        def __init__(self, told, parameter) -> None:
+            super().__init__(told)
+
+    kind = type("InputProcessor", (Processor,), {"process_inputs": Processor.process_inputs})
+    monkeypatch.setitem(sys.modules, "vllm.exceptions", SimpleNamespace(VLLMValidationError=Refused))
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.input_processor", SimpleNamespace(InputProcessor=kind))
+    (tmp_path / "library.json").write_text(json.dumps({"specialists": [{"name": "medical"}]}))
+    guard.install()
+    guard.plugin()
+    asked = request({FIELD: payload_of(MADE)}, "mine")
+    assert kind(tmp_path).process_inputs(asked).cache_salt == salt_of(MADE, "mine")
+    assert kind(None).process_inputs(request({FIELD: "anything"})).cache_salt is None
+    monkeypatch.setitem(guard.KNOWN, tmp_path, lambda: ["medical#1"])
+    with pytest.raises(Refused, match="did you mean 'medical#1'"):
+        kind(tmp_path).process_inputs(request({FIELD: payload_of(MADE)}))
+    other = request({FIELD: payload_of(MADE, rename=lambda name: f"{name}#1")})
+    assert kind(tmp_path).process_inputs(other).cache_salt not in (None, salt_of(MADE))

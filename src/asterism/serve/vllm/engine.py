@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from weakref import ref
 
@@ -101,6 +102,10 @@ class VllmEngine:
         )
 
     @property
+    def _root(self) -> Path:
+        return self.library.root.resolve()
+
+    @property
     def _dtype(self) -> str:
         own = str(self.library.dtype).removeprefix("torch.")
         return own if self.settings.dtype == "auto" else self.settings.dtype
@@ -111,7 +116,8 @@ class VllmEngine:
         """Start vLLM's processes and the reader."""
         await self._reader.start()
         self._digests = {name: self.library.digest(name) for name in self._names}
-        guard.install(lambda: self._names.values())
+        guard.install()
+        guard.KNOWN[self._root] = lambda: tuple(self._names.values())
         try:
             self._llm = await asyncio.to_thread(self._made)
         except AsterismError:
@@ -138,6 +144,7 @@ class VllmEngine:
         await self._reader.close()
         if self._llm is not None:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            guard.KNOWN.pop(self._root, None)
             llm, self._llm = self._llm, None
             await asyncio.to_thread(llm.shutdown)
 
@@ -153,7 +160,7 @@ class VllmEngine:
             "dtype": self._dtype,
             "skip_tokenizer_init": True,
             "worker_cls": WORKER,
-            "additional_config": {guard.CONFIG: {"library": str(self.library.root.resolve()), "digests": self.library.digests()}},
+            "additional_config": {guard.CONFIG: {"library": str(self._root), "digests": self.library.digests()}},
             "max_num_seqs": own.max_num_seqs,
             "max_model_len": own.max_model_len,
             "gpu_memory_utilization": own.gpu_memory_utilization,

@@ -24,6 +24,8 @@ from asterism.serve.vllm.payload import FIELD, composition_from, is_even, salt_o
 
 CONFIG = "asterism"
 """Our part of vLLM's `additional_config`: {"library": FOLDER}."""
+KNOWN: dict[Path, Callable[[], Iterable[str]]] = {}
+"""Library -> its specialists as an engine in this process calls them; of others the manifest tells."""
 
 
 def library_of(config: Any) -> Path:
@@ -55,8 +57,9 @@ def checked(request: Any, anatomy: Anatomy, known: Iterable[str], *, graphs: boo
     return request
 
 
-def install(names: Callable[[], Iterable[str]] | None = None) -> None:
-    """Have vLLM's input processor check and salt every request. `names`: the specialists there are, as an engine calls them."""
+def install() -> None:
+    """Have vLLM's input processor check and salt every request for a library of ours; again makes no difference."""
+    from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
 
     original = getattr(InputProcessor.process_inputs, "original", InputProcessor.process_inputs)
@@ -68,11 +71,12 @@ def install(names: Callable[[], Iterable[str]] | None = None) -> None:
             return request
         if id(config) not in anatomies:
             anatomies[id(config)] = anatomy_of(skeleton(config.model_config.hf_config))
+        root = library_of(config)
         try:
-            known = names_of(library_of(config)) if names is None else names()
+            known = KNOWN[root]() if root in KNOWN else names_of(root)
             return checked(request, anatomies[id(config)], known, graphs=graphs(config))
         except AsterismError as error:
-            raise ValueError(str(error)) from None
+            raise VLLMValidationError(str(error), parameter=FIELD) from None
 
     process_inputs.original = original  # pyright: ignore[reportFunctionMemberAccess]
     InputProcessor.process_inputs = process_inputs
