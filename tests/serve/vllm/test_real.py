@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from asterism.compose.build import compose
+from asterism.compose.export import save_adapter, save_checkpoint
 from asterism.compose.settings import CompositionSettings
 from asterism.constellation.index import Constellation
 from asterism.constellation.mixture import Mixture
@@ -214,3 +215,39 @@ async def specialists_come_and_go(engine, library, tmp_path) -> None:
     tokens, _ = await whole(engine.submit(job("followed", [5, 6, 7], alone, logprobs=0)))
     known = log_probabilities(other, alone, [5, 6, 7])
     assert tokens[0].logprob == pytest.approx(known[2, tokens[0].id].item(), abs=1e-4)
+
+
+def test_composed_adapters_and_checkpoints_run_on_an_unmodified_vllm(tmp_path):
+    """A mixture of LoRA specialists is an adapter, any mixture a checkpoint, as files."""
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    library = made(tmp_path / "library", "lora")
+    mixture = Mixture.fixed({"medical": 0.5, "legal": 0.3}, 64, generalist=0.2)
+    save_adapter(library, mixture, tmp_path / "adapter")
+    save_checkpoint(library, mixture, tmp_path / "checkpoint")
+    common: dict[str, Any] = dict(dtype="float32", skip_tokenizer_init=True, enforce_eager=True, max_model_len=64, disable_log_stats=True)
+    common |= dict(kv_cache_memory_bytes=2**27, max_num_seqs=4)
+    adapter = LoRARequest("mix", 1, str(tmp_path / "adapter"))
+    sides: dict[str, tuple[dict[str, Any], Any]] = {
+        "adapter": (dict(model=str(tmp_path / "library" / "generalist"), enable_lora=True, max_lora_rank=16), adapter),
+        "checkpoint": (dict(model=str(tmp_path / "checkpoint")), None),
+    }
+    known = log_probabilities(library, Composition(mixture), [5, 6, 7])[2]
+    assert known.topk(3).indices.tolist() != log_probabilities(library, None, [5, 6, 7])[2].topk(3).indices.tolist()
+
+    async def answered() -> None:
+        for name, (own, request) in sides.items():
+            llm = await asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**common, **own))
+            try:
+                params = SamplingParams(max_tokens=1, temperature=0, logprobs=3, detokenize=False)
+                async for last in llm.generate({"prompt_token_ids": [5, 6, 7]}, params, name, lora_request=request):
+                    found = last.outputs[0].logprobs[0]
+                for token, each in found.items():
+                    assert each.logprob == pytest.approx(known[token].item(), abs=1e-4), name
+            finally:
+                llm.shutdown()
+
+    asyncio.run(answered())
