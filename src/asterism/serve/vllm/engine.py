@@ -19,13 +19,14 @@ from asterism.constellation.settings import MixtureSettings
 from asterism.core.errors import AsterismError, DataError, SettingsError, UnknownName, UnsupportedError
 from asterism.models.library import Library
 from asterism.serve.errors import Away, internal
-from asterism.serve.jobs import Choice, Composition, Event, Facts, Failed, Finished, Job, Stats, Token, Tokens, Wish
+from asterism.serve.jobs import Choice, Composition, Event, Facts, Failed, Finished, Job, Stats, Tokens, Wish
 from asterism.serve.local.answer import Answer
 from asterism.serve.local.engine import LocalEngine
 from asterism.serve.local.settings import LocalSettings
 from asterism.serve.vllm import guard
 from asterism.serve.vllm.payload import FIELD, is_even, payload_of
 from asterism.serve.vllm.settings import VllmSettings
+from asterism.serve.vllm.telling import Counted, counting, ended, tokens_of
 
 log = logging.getLogger("asterism.serve")
 WORKER = "asterism.serve.vllm.worker.MixingWorker"
@@ -43,13 +44,6 @@ class Open:
     """Specialists, as the workers call them."""
     begun: bool = False
     cancelled: bool = False
-
-
-@dataclass
-class Counted:
-    """What vLLM last told of its scheduler."""
-
-    cache_share: float = 0.0
 
 
 class VllmEngine:
@@ -176,7 +170,7 @@ class VllmEngine:
         if unknown:
             raise UnknownName("argument of vLLM", sorted(unknown)[0], AsyncEngineArgs.__dataclass_fields__)
         made = AsyncEngineArgs(**(arguments | own.arguments))
-        return AsyncLLM.from_engine_args(made, stat_loggers=[lambda config, index: _counting(config, index, self._told)])
+        return AsyncLLM.from_engine_args(made, stat_loggers=[lambda config, index: counting(config, index, self._told)])
 
     # ---- what is asked
 
@@ -304,10 +298,10 @@ class VllmEngine:
                 if one.token_ids:
                     written += len(one.token_ids)
                     self._generation_tokens += len(one.token_ids)
-                    yield Tokens(_tokens(one, job.sampling.logprobs))
+                    yield Tokens(tokens_of(one, job.sampling.logprobs))
         finally:
             await stream.aclose()
-        yield _ended(last, job, written, cached)
+        yield ended(last, job, written, cached)
 
     def _params(self, job: Job) -> Any:
         from vllm import SamplingParams
@@ -370,48 +364,3 @@ class VllmEngine:
 
 def _named(composition: Composition | None) -> tuple[str, ...]:
     return () if composition is None else composition.mixture.specialists
-
-
-def _tokens(one: Any, wanted: int | None) -> tuple[Token, ...]:
-    """vLLM's new tokens of one output; the likeliest are told best first."""
-    if wanted is None:
-        return tuple(Token(token) for token in one.token_ids)
-    found = []
-    for token, known in zip(one.token_ids, one.logprobs, strict=True):
-        best = sorted((each.rank, other, each.logprob) for other, each in known.items() if each.rank is not None)
-        found.append(Token(token, known[token].logprob, tuple((other, logprob) for _, other, logprob in best[:wanted])))
-    return tuple(found)
-
-
-def _ended(last: Any, job: Job, written: int, cached: int) -> Event:
-    reason = "abort" if last is None else last.outputs[0].finish_reason or "abort"
-    if reason not in ("stop", "length", "abort"):
-        return Failed(internal())
-    times = last.metrics if last is not None else None
-    spent = (0.0, 0.0, 0.0)
-    if times is not None and times.first_token_ts:
-        spent = (
-            times.scheduled_ts - times.queued_ts,
-            times.first_token_ts - times.scheduled_ts,
-            times.last_token_ts - times.first_token_ts,
-        )
-    told: Any = "cancelled" if reason == "abort" else reason
-    return Finished(told, len(job.tokens), written, cached, *(max(0.0, each) for each in spent))
-
-
-def _counting(config: Any, index: int, told: Counted) -> Any:
-    """A logger of vLLM's statistics that keeps the last numbers."""
-    from vllm.v1.metrics.loggers import StatLoggerBase
-
-    class Counting(StatLoggerBase):
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-            pass
-
-        def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
-            if scheduler_stats is not None:
-                told.cache_share = scheduler_stats.kv_cache_usage
-
-        def log_engine_initialized(self) -> None:
-            pass
-
-    return Counting(config, index)
