@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from asterism.core.errors import MismatchError, SettingsError, UnknownName
 from asterism.models.library import Library
 from asterism.serve.jobs import Composition
 from asterism.serve.local import passes
-from asterism.serve.local.execution import Executor
+from asterism.serve.local.execution import STATES, Executor
 from asterism.serve.local.policy import ExecutionSettings, Phase
 from tests import tiny
 from tests.compose.conftest import kinds_library, left_padded, random_mixture
@@ -164,6 +165,27 @@ def test_rows_keep_a_specialist_that_was_removed_and_its_place_is_used_again(tmp
     gc.collect()
     freed = {name: len(row.free) - spare[name] for name, row in executor._shelf._rows.items()}
     assert set(freed.values()) == {1}
+
+
+@pytest.mark.parametrize("way", ["mixed", "materialised"])
+def test_what_a_batch_needed_is_given_back_without_a_search_for_garbage(kinds, way):
+    library = kinds("llama")
+    rows = compositions(library)
+    executor = Executor(library, ExecutionSettings(execution=way, tails_gb=0))
+    gc.collect()
+    gc.disable()  # a server's thresholds are high, and matrices are many
+    try:
+        states = []
+        for number in range(STATES + 3):
+            own = rows + rows[:1] * number
+            batch = left_padded(len(own), 9, 7)
+            executor.under(own, phase="prefill")
+            logits(executor.model, batch)
+            states.append(weakref.ref(executor._switch.state))
+        assert all(state() is None for state in states[:3])
+        assert states[-1]() is not None
+    finally:
+        gc.enable()
 
 
 def test_specialists_cost_what_they_change(tmp_path):

@@ -55,6 +55,12 @@ class State:
     _patterns: dict[tuple, Pattern] = field(default_factory=dict)
     _group: Tensor | None = None
 
+    def let_go(self) -> None:
+        """Hold nothing any more. What modules do and the state hold each other, and matrices are not to wait for a collection of cycles."""
+        self.live = ()
+        for kept in (self.runs, self._joined, self._patterns):
+            kept.clear()
+
     def touches(self, name: str) -> bool:
         """Whether a parameter is other than the generalist's for any row."""
         return any(one.bound is not None and name in one.bound.terms for one in self.live)
