@@ -42,6 +42,10 @@ LIMITS = {
     "dare_ties_speedup": "at least 3", "ties_speedup": "at least 8", "breadcrumbs_speedup": "at least 8", "della_speedup": "at least 8",
     "dense_ratio": "at least 0.8", "seconds_12x12": "under 60", "peak_gb": "under 1",
     "linear_copy_ratio": "at most 4", "ties_size_ratio": "about 2", "ties_models_ratio": "about 2",
+    "step_ratio": "at most 1.3", "memory_ratio": "at most 1.5",
+    "batch16_bound_ratio": "at least 0.85", "batch16_lowrank_ratio": "at least 0.7", "batch16_truncated_ratio": "at least 0.7",
+    "batch1_ratio": "at least 0.85", "first_token_ratio": "at most 1", "memory_10th_ratio": "about 1", "vllm_bound_ratio": "at least 0.85",
+    "wrong": "0", "errors": "0", "left_behind": "0",
     **{f"{name}_memory_ratio": "at most 0.5" for name in MERGED},
 }  # fmt: skip
 HEAD = """# What was measured
