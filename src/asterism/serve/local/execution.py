@@ -70,7 +70,7 @@ class Executor:
         if state is None:
             state = self._states[key] = self._state(bounds, chosen, phase)
             while len(self._states) > STATES:
-                self._forget(next(iter(self._states)))
+                self._states.popitem(last=False)
         else:
             self._states.move_to_end(key)
         self._switch.state = state
@@ -120,7 +120,7 @@ class Executor:
             if name in bound.specialists:
                 del self._by_key[key]
         self._tails.drop(name)
-        self._forget(*self._states)
+        self._states.clear()
         self._policy.forget()
 
     @property
@@ -170,10 +170,6 @@ class Executor:
         self._decoding = WeakSet(row for row in rows if row is not None)
         return self._policy.decode(live)
 
-    def _forget(self, *states: tuple) -> None:
-        for key in states:
-            self._states.pop(key).let_go()
-
     def _state(self, bounds: Sequence[Bound | None], chosen: set[Bound], phase: Phase) -> State:
         rows: dict[Bound | None, list[int]] = {}
         for place, bound in enumerate(bounds):
@@ -181,5 +177,5 @@ class Executor:
         live = [Live(bound, tuple(own), self._tails.take(bound) if bound in chosen else None) for bound, own in rows.items()]
         stale = [key for key, state in self._states.items() if not all(one.tail is None or one.bound in self._tails for one in state.live)]
         for key in stale:  # a tail that had to go is not to stay by way of a batch
-            self._forget(key)
+            del self._states[key]
         return State(len(bounds), tuple(live), phase, next(iter(self._parameters.values())), self._scratch)

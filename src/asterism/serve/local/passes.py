@@ -41,7 +41,10 @@ class Live:
 
 @dataclass(eq=False)
 class State:
-    """What each row of a batch runs under, and what each module does about it, found when the module first runs."""
+    """What each row of a batch runs under, and what each module does about it, found when the module first runs.
+
+    What a module does (`runs`) does not hold the state in turn: matrices of a state that went are not to wait for a search for garbage.
+    """
 
     rows: int
     live: tuple[Live, ...]
@@ -54,12 +57,6 @@ class State:
     _joined: dict[tuple, tuple[tuple[int, ...], Tensor | None]] = field(default_factory=dict)
     _patterns: dict[tuple, Pattern] = field(default_factory=dict)
     _group: Tensor | None = None
-
-    def let_go(self) -> None:
-        """Hold nothing any more. What modules do and the state hold each other, and matrices are not to wait for a collection of cycles."""
-        self.live = ()
-        for kept in (self.runs, self._joined, self._patterns):
-            kept.clear()
 
     def touches(self, name: str) -> bool:
         """Whether a parameter is other than the generalist's for any row."""
@@ -230,13 +227,13 @@ def _whole(meetings: list[Meeting], name: str, own: Tensor, state: State, *, out
 
 def _built(name: str, own: Tensor, state: State, *, outputs_last: bool) -> Product:
     """Whole matrices of a parameter: each composition's is built in the scratch place when its rows' turn has come."""
-    axis = int(outputs_last)
+    axis, scratch = int(outputs_last), state.scratch
 
     def build(terms: Terms) -> Tensor:
-        place = state.scratch.get(own.shape)
+        place = scratch.get(own.shape)
         if place is None:
             with torch.inference_mode(False):
-                place = state.scratch[own.shape] = torch.empty(own.shape, dtype=own.dtype, device=own.device)
+                place = scratch[own.shape] = torch.empty(own.shape, dtype=own.dtype, device=own.device)
         write(place, terms, lambda: own, axis)
         return place
 
@@ -288,10 +285,11 @@ def _vector_run(module: nn.Module, names: Mapping[str, str], original: Run, stat
     composed = {local: state.vectors(names[local], tensor) for local, tensor in own.items()}
     several = any(vectors.ndim == 2 for vectors in composed.values())
     shaped: dict[int, dict[str, Tensor]] = {}
+    rows = state.rows
 
     def run(x: Tensor) -> Tensor:
         if x.ndim not in shaped:
-            shape = (state.rows, *[1] * (x.ndim - 2), -1)
+            shape = (rows, *[1] * (x.ndim - 2), -1)
             shaped[x.ndim] = {local: vectors.view(shape) if vectors.ndim == 2 else vectors for local, vectors in composed.items()}
         if several and isinstance(module, nn.LayerNorm | nn.RMSNorm):
             return scaled_norm(module, x, shaped[x.ndim])
