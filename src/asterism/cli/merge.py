@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from asterism.cli.compose import check_rank
 from asterism.cli.options import Given, command
 from asterism.core.errors import SettingsError
 
@@ -67,8 +68,7 @@ def app(
 
     A recipe's tensors are merged one at a time. What is written is a checkpoint that `transformers` loads, or an adapter for `peft`.
     """
-    if rank and form != "adapter":
-        raise SettingsError("Only an adapter has a rank.", met=f"--rank {rank} --as {form}", mend="add --as adapter, or leave --rank out")
+    check_rank(form, rank)
     if shard_size and form == "adapter":
         raise SettingsError("An adapter is one file.", met=f"--shard-size {shard_size:g} --as adapter", mend="leave --shard-size out")
     if push is not None and push.count("/") != 1:

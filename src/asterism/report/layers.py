@@ -1,4 +1,4 @@
-"""Who is most active in which block: an explanation's layers as bars."""
+"""Who has which share of every block, as bars: of an explanation's layers, or of anything else that is told block by block."""
 
 from __future__ import annotations
 
@@ -21,16 +21,22 @@ def layer_bars(layers: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str
     columns = legend_columns(specialists)
     top = 0.12 + 0.19 * -(-len(specialists) // columns)
     figure, axes = canvas(max(0.5, min(0.24, 4.5 / len(layers)) * len(layers)), left=0.5, top=top, right=0.15)
-    lefts = [0.0] * len(layers)
-    for name in specialists:
-        shares = [100 * layer["held"].get(name, 0.0) for layer in layers]
-        axes.barh(range(len(layers)), shares, left=lefts, height=0.78, color=SERIES[list(names).index(name) % 6], label=name, zorder=2)
-        lefts = [left + share for left, share in zip(lefts, shares, strict=True)]
-    step = -(-len(layers) // LABELLED)
-    axes.set(yticks=range(0, len(layers), step), yticklabels=[str(layer["layer"]) for layer in layers[::step]], xlim=(0, 100))
-    axes.set_ylim(len(layers) - 0.45, -0.55)
-    axes.tick_params(axis="y", length=0)
+    shares = {name: [layer["held"].get(name, 0.0) for layer in layers] for name in specialists}
+    block_bars(axes, [layer["layer"] for layer in layers], shares, {name: SERIES[place % 6] for place, name in enumerate(names)})
     axes.set_xlabel("share of the block's nodes, %")
-    axes.set_ylabel("block")
     legend(figure, axes, columns)
     return as_svg(figure, f"Who of {', '.join(specialists)} is most active at the nodes of every block", "layers")
+
+
+def block_bars(axes: Any, blocks: Sequence[int], shares: Mapping[str, Sequence[float]], colours: Mapping[str, str]) -> None:
+    """A bar for each block from the top down, of the shares (name -> one a block, 0 to 1) of everybody who has one, in per cent."""
+    lefts = [0.0] * len(blocks)
+    for name, own in shares.items():
+        parts = [100 * share for share in own]
+        axes.barh(range(len(blocks)), parts, left=lefts, height=0.78, color=colours[name], label=name, zorder=2)
+        lefts = [left + part for left, part in zip(lefts, parts, strict=True)]
+    step = -(-len(blocks) // LABELLED)
+    axes.set(yticks=range(0, len(blocks), step), yticklabels=[str(block) for block in blocks[::step]], xlim=(0, 100))
+    axes.set_ylim(len(blocks) - 0.45, -0.55)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylabel("block")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asterism.report.figures import HIGH, INK, LOW, SERIES, WIDTH, as_svg, canvas, cells, colour_scale, legend, legend_columns, plain_style
+from asterism.report.layers import LABELLED, block_bars
 
 LINE_OF = 32
 """Tokens side by side."""
@@ -53,20 +54,13 @@ def load_bars(blocks: Sequence[Mapping[str, Any]], models: Sequence[str]) -> str
     columns = legend_columns(models)
     top = 0.3 + 0.19 * -(-len(models) // columns)
     figure, axes = canvas(min(0.24, 4.5 / len(blocks)) * len(blocks), left=0.5, top=top, right=0.62)
-    lefts = [0.0] * len(blocks)
-    for place, name in enumerate(models):
-        shares = [100 * share for share in model_shares(blocks, name)]
-        axes.barh(range(len(blocks)), shares, left=lefts, height=0.78, color=SERIES[place % 6], label=name, zorder=2)
-        lefts = [left + share for left, share in zip(lefts, shares, strict=True)]
-    step = -(-len(blocks) // 24)
+    shares = {name: model_shares(blocks, name) for name in models}
+    block_bars(axes, [own["block"] for own in blocks], shares, {name: SERIES[place % 6] for place, name in enumerate(models)})
+    step = -(-len(blocks) // LABELLED)
     for y, own in list(enumerate(blocks))[::step]:
         axes.text(102, y, f"{own['entropy']:.2f}", va="center", fontsize=7.5, color=INK)
     axes.text(102, -0.75, "bits", va="bottom", fontsize=7.5, color=INK)
-    axes.set(yticks=range(0, len(blocks), step), yticklabels=[str(own["block"]) for own in blocks[::step]], xlim=(0, 100))
-    axes.set_ylim(len(blocks) - 0.45, -0.55)
-    axes.tick_params(axis="y", length=0)
     axes.set_xlabel("share of the weights, %, and entropy of a token's weights")
-    axes.set_ylabel("block")
     legend(figure, axes, columns)
     return as_svg(figure, f"Share of {', '.join(models)} in every block", "load")
 

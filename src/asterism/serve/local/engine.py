@@ -15,9 +15,10 @@ from weakref import WeakValueDictionary
 
 from asterism.constellation.index import FOLDER, Constellation
 from asterism.constellation.settings import MixtureSettings
-from asterism.core.errors import DataError, MismatchError, SettingsError, UnknownName
+from asterism.core.errors import DataError, MismatchError
 from asterism.core.progress import quiet
 from asterism.models.library import Library
+from asterism.serve.admission import check_job, check_known
 from asterism.serve.errors import Away
 from asterism.serve.jobs import Choice, Event, Facts, Failed, Finished, Job, Stats, Wish
 from asterism.serve.local.answer import Answer
@@ -116,7 +117,7 @@ class LocalEngine:
         """The mixture of a prompt; errors as `Engine.choose` and `Constellation.mixtures`."""
         if not tokens:
             raise DataError("There is nothing to read.", met="a prompt without tokens", mend="give it some words")
-        self._refuse_unknown(wish.exclude)
+        check_known(wish.exclude, self._names)
         read = tuple(tokens)
         choice = await self._asked(lambda made, tell, found: made.choosing.ask(read, wish, tell, gone=found.cancelled))
         self._call(lambda made: made.choosing.chose(choice))
@@ -129,16 +130,7 @@ class LocalEngine:
     def submit(self, job: Job) -> AsyncIterator[Event]:
         """The events of one job; errors as `Engine.submit`."""
         self._refuse_away()
-        if job.composition is not None:
-            self._refuse_unknown(job.composition.mixture.specialists)
-        asked = len(job.tokens) + job.sampling.max_tokens
-        if not job.tokens:
-            raise DataError("There is nothing to answer.", met="a prompt without tokens", mend="give it some words")
-        if self._room is not None and asked > self._room:
-            met, mend = f"{len(job.tokens)} tokens + {job.sampling.max_tokens} new ones", f"ask for {self._room} together at most"
-            raise DataError("The prompt leaves no room for its answer.", met=met, mend=mend)
-        if job.id in self._open:
-            raise SettingsError("An answer of that id is on its way.", met=job.id, mend="give every job an id of its own")
+        check_job(job, self._names, self._room, self._open)
         answer = Answer(lambda: self.cancel(job.id))
         self._answers[job.id] = answer
         self._open.add(job.id)
@@ -167,7 +159,7 @@ class LocalEngine:
         """Take a specialist out; answers that run with it finish with it."""
         async with self._changing:
             self._refuse_away()
-            self._refuse_unknown((name,))
+            check_known((name,), self._names)
             smaller = self.constellation.without_domain(name) if name in self.constellation.domains else self.constellation
             await asyncio.to_thread(self._shrunk, name, smaller)
             self.constellation, self._names = smaller, self.library.names
@@ -256,11 +248,6 @@ class LocalEngine:
             raise stopped()
         if self._away is not None:
             raise self._away
-
-    def _refuse_unknown(self, names: Sequence[str]) -> None:
-        for name in names:
-            if name not in self._names:
-                raise UnknownName("specialist", name, self._names)
 
     # ---- the thread
 

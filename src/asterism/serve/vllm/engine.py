@@ -16,8 +16,9 @@ from weakref import ref
 
 from asterism.constellation.index import Constellation
 from asterism.constellation.settings import MixtureSettings
-from asterism.core.errors import AsterismError, DataError, SettingsError, UnknownName, UnsupportedError
+from asterism.core.errors import AsterismError, SettingsError, UnknownName, UnsupportedError
 from asterism.models.library import Library
+from asterism.serve.admission import check_job, check_known
 from asterism.serve.errors import Away, internal
 from asterism.serve.jobs import Choice, Composition, Event, Facts, Failed, Finished, Job, Stats, Tokens, Wish
 from asterism.serve.local.answer import Answer
@@ -224,7 +225,7 @@ class VllmEngine:
         """Take a specialist out; answers that run with it finish with it."""
         async with self._changing:
             self._refuse_away()
-            self._refuse_unknown((name,))
+            check_known((name,), self._names)
             await self._reader.remove(name)
             self._leave(name)
 
@@ -322,15 +323,8 @@ class VllmEngine:
         )
 
     def _check(self, job: Job) -> None:
-        asked, made, room = job.sampling, job.composition, self.facts.room
-        self._refuse_unknown(_named(made))
-        if not job.tokens:
-            raise DataError("There is nothing to answer.", met="a prompt without tokens", mend="give it some words")
-        if room is not None and len(job.tokens) + asked.max_tokens > room:
-            met, mend = f"{len(job.tokens)} tokens + {asked.max_tokens} new ones", f"ask for {room} together at most"
-            raise DataError("The prompt leaves no room for its answer.", met=met, mend=mend)
-        if job.id in self._open:
-            raise SettingsError("An answer of that id is on its way.", met=job.id, mend="give every job an id of its own")
+        asked, made = job.sampling, job.composition
+        check_job(job, self._names, self.facts.room, self._open)
         if job.renew:
             raise SettingsError("vLLM does not renew mixtures.", met=f"renew {job.renew}", mend="renew: 0, or the local engine")
         if 0 < asked.temperature < COLDEST:
@@ -346,11 +340,6 @@ class VllmEngine:
         if names and guard.compiled(self._llm.vllm_config):
             mend = "start vLLM with enforce_eager, or start again with the larger library"
             raise SettingsError("A compiled vLLM takes no more specialists.", met=", ".join(names), mend=mend)
-
-    def _refuse_unknown(self, names: Sequence[str]) -> None:
-        for name in names:
-            if name not in self._names:
-                raise UnknownName("specialist", name, self._names)
 
     def _refuse_away(self) -> None:
         if self._away is not None:
