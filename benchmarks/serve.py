@@ -48,6 +48,8 @@ from asterism.serve.local.execution import Executor
 from asterism.serve.local.settings import LocalSettings
 
 ROWS, ONE_BY_ONE, COPY = 16, 4, 1.3
+TAILS_GB = 0.25
+"""Few tails, so that a new one takes an old one's memory from the warm-up on, as in a server that has run for a while."""
 SPECIALISTS = 10
 """Up to which memory is watched."""
 
@@ -65,7 +67,7 @@ class Bench:
         }
         self.engines: dict[str, LocalEngine] = {}
         for name, library in libraries.items():
-            settings = LocalSettings(rank=rank) if name == "truncated" else LocalSettings()
+            settings = LocalSettings(rank=rank if name == "truncated" else None, tails_gb=TAILS_GB)
             self.engines[name] = LocalEngine(library, Constellation.build(library, texts), settings)
         self.engines["evidence"] = self.engines["mixed"]
         for engine in {id(engine): engine for engine in self.engines.values()}.values():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from asterism.models.changes import Dense, LowRank
 from asterism.models.types import Conv1D, PreTrainedModel
 from asterism.serve.local.bound import Bound
 from asterism.serve.local.policy import Phase
-from asterism.serve.local.products import Addition, Meeting, Pattern, Product, composed, gathered, low_rank, woven
+from asterism.serve.local.products import Addition, Meeting, Product, composed, gathered, grouped, low_rank, woven
 from asterism.serve.local.thin import linear
 
 MANY = 24
@@ -55,7 +56,7 @@ class State:
     """By shape: where a matrix is built for a moment."""
     runs: dict[int, Run] = field(default_factory=dict)
     _joined: dict[tuple, tuple[tuple[int, ...], Tensor | None]] = field(default_factory=dict)
-    _patterns: dict[tuple, Pattern] = field(default_factory=dict)
+    _patterns: dict[tuple, Any] = field(default_factory=dict)
     _group: Tensor | None = None
 
     def touches(self, name: str) -> bool:
@@ -81,7 +82,7 @@ class State:
             self._group = torch.tensor([number[row] for row in range(self.rows)], device=self.like.device)
         return torch.stack([own if one.bound is None else one.bound.vector(name, own) for one in self.live])[self._group]
 
-    def pattern(self, key: tuple, make: Callable[[], Pattern]) -> Pattern:
+    def pattern(self, key: tuple, make: Callable[[], Any]) -> Any:
         """A pattern made once for all modules that are composed alike."""
         if key not in self._patterns:
             self._patterns[key] = make()
@@ -214,15 +215,24 @@ def _whole(meetings: list[Meeting], name: str, own: Tensor, state: State, *, out
     if len(meetings) == 1 and meetings[0].weights is None:
         matrix = meetings[0].matrix.T if outputs_last else meetings[0].matrix
         return lambda x: linear(x, matrix)
-    decode = state.phase == "decode"
-    half = state.like.dtype.itemsize < 4 and state.like.device.type == "cpu"
-    found = woven(meetings, state.rows, outputs_last=outputs_last) if decode and half else None
-    few = found or gathered(meetings, state.rows, outputs_last=outputs_last, batched=decode, memo=state.pattern)
-    if decode or all(each.weights is None for each in meetings):
-        return few
+    if state.phase == "decode":
+        return _few(meetings, state, outputs_last=outputs_last)
+    if sum(len(each.rows) for each in meetings) == state.rows and all(each.weights is None for each in meetings):
+        groups = [(each.rows, partial(_same, each.matrix)) for each in meetings]
+        return composed(groups, state.rows, own.shape[int(outputs_last)], outputs_last=outputs_last)
+    few = gathered(meetings, state.rows, outputs_last=outputs_last, batched=False, memo=state.pattern)
     many = _built(name, own, state, outputs_last=outputs_last)
     most = max(len(one.rows) for one in state.live)
     return lambda x: (few if x.shape[1:-1].numel() * most < MANY else many)(x)
+
+
+def _few(meetings: list[Meeting], state: State, *, outputs_last: bool) -> Product:
+    """One token a row; several only where somebody else runs the model."""
+    rest = partial(gathered, meetings, state.rows, outputs_last=outputs_last, batched=True, memo=state.pattern)
+    if state.like.dtype.itemsize < 4 and state.like.device.type == "cpu":
+        return woven(meetings, state.rows, outputs_last=outputs_last) or rest()
+    one = None if outputs_last else grouped(meetings, state.rows, memo=state.pattern)
+    return rest() if one is None else lambda x: (one if x.shape[1:-1].numel() == 1 else rest())(x)
 
 
 def _built(name: str, own: Tensor, state: State, *, outputs_last: bool) -> Product:

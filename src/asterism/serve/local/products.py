@@ -1,7 +1,8 @@
 """Products of a batch with several matrices at once: each row with its own few, weighed and added.
 
-Three ways, each the fastest somewhere. `gathered`: rows are gathered by matrix, matrices that lie beside each other take one batched
-product, each row picks its own outputs and adds them by its weights. `woven`: matrices that lie row by row beside each other meet their
+Four ways, each the fastest somewhere. `grouped`: a kernel reads each matrix once for all rows that meet it (few rows, float32 on a CPU).
+`gathered`: rows are gathered by matrix, matrices that lie beside each other take one batched product, each row picks its own outputs and
+adds them by its weights. `woven`: matrices that lie row by row beside each other meet their
 inputs, scaled and beside each other too, in one product, sum_i c_i W_i x = [W_1 .. W_N] [c_1 x; ..; c_N x]; it reads half-precision
 matrices at memory's speed where batched products of a CPU do not. `composed`: for many tokens each composition's matrix is built in a
 scratch place that stays in the cache, used, and forgotten. No row's numbers enter another's.
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asterism.core.grouped import Meetings, fits
+from asterism.core.grouped import grouped as grouped_product
 from asterism.models.changes import LowRank
 from asterism.serve.local import thin
 from asterism.serve.local.slabs import Run, is_woven, runs, woven_whole
@@ -87,8 +90,22 @@ def _table(meetings: Sequence[Meeting], like: Tensor) -> Tensor:
 
 Product = Callable[[Tensor], Tensor]
 """Inputs [n, ..., in] -> outputs [n, ..., out], in the inputs' dtype or wider; no bias."""
-Memo = Callable[[tuple, Callable[[], Pattern]], Pattern]
+Memo = Callable[[tuple, Callable[[], Any]], Any]
 """Keeps a pattern by what it was made from."""
+
+
+def grouped(meetings: Sequence[Meeting], n: int, *, memo: Memo) -> Product | None:
+    """Every row, of one token each, with its own matrices by the kernel. None where it takes none of them."""
+    if not all(fits(each.matrix) for each in meetings):
+        return None
+    matrices, like = [each.matrix for each in meetings], meetings[0].matrix
+    plain = all(each.weights is None for each in meetings)
+
+    def made() -> Meetings:
+        return Meetings([each.rows for each in meetings], None if plain else _table(meetings, like)[:-1], n)
+
+    met = memo(("grouped", *((each.rows, id(each.weights)) for each in meetings)), made)
+    return lambda x: grouped_product(x.reshape(n, -1), matrices, met).view(*x.shape[:-1], -1)
 
 
 def gathered(meetings: Sequence[Meeting], n: int, *, outputs_last: bool, batched: bool, memo: Memo) -> Product:

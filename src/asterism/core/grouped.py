@@ -1,0 +1,81 @@
+"""Products of few rows with many matrices (grouped GEMM): out[r] = sum_i w_ri W_i x[r] over the matrices that row r meets, in float32.
+
+A step of a few rows is bound by reading matrices. A small C kernel (`_grouped.c`, built at installation where there is a compiler) reads
+each once for all rows that meet it, gathers, weighs and adds on the way, and gives a row the same bits whoever runs beside it. PyTorch's
+batched products took 1.4 to 1.7 times as long (matrices of 512 x 1360 in memory, 2 to 16 rows each, two threads).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asterism.core.errors import MismatchError
+from asterism.core.mixing import backend
+
+try:
+    _kernel: Any = importlib.import_module("asterism.core._grouped")
+except ImportError:  # no compiler at installation, or another interpreter
+    _kernel = None
+
+LEVELS: tuple[str, ...] = _kernel.levels() if _kernel else ()
+"""The instruction sets that kernel and processor share, slowest first; none where there is no kernel."""
+FEW = 32
+"""Rows of a matrix up to which the kernel is the fastest; beyond, a product that packs its matrix is."""
+_OUTPUTS = 4  # that the kernel takes together
+_SMALL = 1 << 15  # elements that a thread is worth waking for
+
+
+def fits(matrix: Tensor) -> bool:
+    """Whether the kernel takes a matrix [out, in]: float32 on a CPU that it knows, contiguous, outputs a multiple of 4."""
+    plain = matrix.dtype == torch.float32 and matrix.device.type == "cpu" and matrix.is_contiguous()
+    return bool(plain and LEVELS and matrix.shape[0] % _OUTPUTS == 0 and matrix.numel() and backend() == "native")
+
+
+class Meetings:
+    """Which of n rows meet which of some matrices, and with what weights: the same for all parameters that are composed alike."""
+
+    def __init__(self, rows: Sequence[Sequence[int]], weights: Tensor | None, n: int) -> None:
+        """Matrix i meets rows[i]; `weights` has an entry for each meeting, in that order: [meetings, out], [meetings, 1] where every
+        output has the same, None for 1. Raises MismatchError for rows that are not below n, and where weights are fewer or more.
+        """
+        places = [place for each in rows for place in each]
+        if any(not 0 <= place < n for place in places) or (weights is not None and len(weights) != len(places)):
+            met = f"{len(places)} meetings of rows {min(places, default=0)} to {max(places, default=0)} of {n}"
+            raise MismatchError("Rows or weights do not fit.", met=met, mend="rows below n, and weights for each meeting")
+        self.n, self.matrices = n, len(rows)
+        self.outputs = None if weights is None or weights.shape[1] == 1 else weights.shape[1]
+        """For how many outputs there are weights; None where every output has the same."""
+        table = None if weights is None else weights.float().contiguous()
+        self._held = torch.tensor([len(each) for each in rows]), torch.tensor(places), table
+        self.at = tuple(0 if tensor is None else tensor.data_ptr() for tensor in self._held)
+
+
+def grouped(x: Tensor, matrices: Sequence[Tensor], meetings: Meetings) -> Tensor:
+    """x [n, in] float32, matrices [out, in] of one shape that `fit` -> [n, out]. No gradient. MismatchError for other counts or shapes."""
+    alike = all(fits(matrix) and matrix.shape == matrices[0].shape for matrix in matrices)
+    if not alike or len(matrices) != meetings.matrices or len(x) != meetings.n or meetings.outputs not in (None, len(matrices[0])):
+        met = f"{len(matrices)} matrices, {len(x)} rows; meetings of {meetings.matrices} and {meetings.n}"
+        raise MismatchError("These matrices cannot be taken together.", met=met, mend="contiguous float32 matrices of one shape")
+    return _run(x, matrices, meetings.at, by_output=meetings.outputs is not None)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Rows x [n, in] with one matrix that `fits`, [out, in] -> [n, out]. No gradient."""
+    return _run(x, (weight,), (0, 0, 0), by_output=False)
+
+
+def _run(x: Tensor, matrices: Sequence[Tensor], meetings: tuple[int, ...], *, by_output: bool) -> Tensor:
+    outputs, inputs = matrices[0].shape
+    if x.ndim != 2 or x.shape[1] != inputs or x.dtype != torch.float32:
+        raise MismatchError("The inputs do not fit.", met=f"{list(x.shape)} {x.dtype}", mend=f"float32, [n, {inputs}]")
+    x = x.contiguous()
+    out = torch.empty(len(x), outputs)
+    threads = max(1, min(torch.get_num_threads(), len(matrices) * outputs * inputs // _SMALL))
+    at = tuple(matrix.data_ptr() for matrix in matrices)
+    _kernel.product(len(LEVELS) - 1, out.data_ptr(), x.data_ptr(), at, *meetings, by_output, len(x), inputs, outputs, threads)
+    return out
