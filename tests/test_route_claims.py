@@ -116,25 +116,19 @@ def test_tables_name_the_ways_and_what_they_have_seen(paperlike):
     assert len(CKA["target"]) == len(steps) - 1
 
 
-def case(**changed):
-    row = {"seed": 42, "right": False, "settled": False, "both_help": True, "barrier": 0.1, "similar": 0.9, "advice": "neither"}
-    return row | {"measured": {"neither": 3.0, "merge": 3.1, "compose": 3.2, "route": 2.5}} | changed
-
-
 def test_the_advice_is_right_where_the_way_is_close_to_the_best():
     measured = {"neither": 2.52, "merge": 2.505, "compose": 2.6, "route": 2.5}
     assert [advice.is_right(way, measured) for way in advice.WAYS] == [False, True, False, True]
 
 
-def test_thresholds_are_fitted_on_the_first_seed_and_told_on_the_others():
-    rows = [case(barrier=0.03, seed=seed) for seed in (42, 43)] + [case(settled=True, right=True, advice="merge", seed=43)]
-    told = {row["adviser"]: row for row in advice.calibrated(rows)}
-    assert (told["compat"]["right"], told["always route"]["right"], told["always merge"]["right"]) == (1, 3, 0)
-    assert (told["compat, other seeds"]["right"], told["compat, other seeds"]["cases"]) == (1, 2)  # a barrier of 0.03 is none as it stands
-    fitted = told["compat with fitted thresholds, other seeds"]
-    assert fitted["right"] == 2
-    assert fitted["barrier"] < 0.03
-    assert advice.calibrated([]) == []
+def test_advisers_are_counted_beside_those_who_always_say_the_same():
+    measured = {"neither": 3.0, "merge": 2.7, "compose": 2.9, "route": 2.5}
+    rows = [{"advice": "route", "measured": measured}, {"advice": "merge", "measured": measured}]
+    told = {row["adviser"]: row for row in advice.advisers(rows)}
+    assert [told[name]["right"] for name in ("compat", "always route", "always merge")] == [1, 2, 0]
+    assert told["compat"]["missed"] == pytest.approx(0.1)
+    assert told["always neither"]["missed"] == pytest.approx(0.5)
+    assert advice.advisers([]) == []
 
 
 def test_the_documents_tell_of_routing_once_it_is_measured(paperlike, tmp_path, monkeypatch):

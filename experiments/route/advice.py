@@ -1,24 +1,24 @@
-"""Is the advice of `asterism compat` right? Case by case, what it says by the texts that choose against what held-out texts show."""
+"""Is the advice of `asterism compat` right? Case by case, what it says by the texts that choose against what held-out texts show.
+
+Judged among ways that train nothing, which is what `compat` measures; what trained gates lose on the same texts is told beside.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
 
 from asterism.constellation.diagnosis import CLOSE
 from asterism.evaluate.candidates import DEFAULT
-from asterism.route.advice import BARRIER, ORDER, SIMILAR
 from experiments.route.workshop import Workshop
 
 WAYS = ("neither", "merge", "compose", "route")
+UNTRAINED = ("activation", "untrained:prompts", "untrained:average", "untrained:arrow")
+"""Gates that nothing trains: one proportion for all tokens, or what the prompts, the activations or the adapters say."""
 PROTOCOL = "continuation"
 """What `compat` measures ways by: what the first halves choose, told on the second."""
-BARRIERS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
-SIMILARS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95)
-"""Thresholds tried."""
 Row = dict[str, Any]
 
 
@@ -41,21 +41,17 @@ def _case(told: Mapping[str, Any], rows: Sequence[Row], pair: Sequence[str]) -> 
 
     def loss(*names: str) -> float:
         """Of the one of these that loses least on the texts that choose."""
-        best = min((cells[name] for name in names), key=lambda row: row.get("chosen", 0.0))
+        best = min((cells[name] for name in names if name in cells), key=lambda row: row.get("chosen", 0.0))
         return float(np.mean(best[PROTOCOL]))
 
     singles = ("generalist", *(f"expert:{name}" for name in pair))
-    measured = {"neither": loss(*singles), "merge": loss("lerp", "slerp"), "compose": loss(DEFAULT), "route": loss("layer")}
-    helps = [told["losses"]["generalist"]["loss"] - told["losses"][name]["loss"] > CLOSE for name in pair]
-    least = min(way["loss"] for way in told["ways"].values())
-    first = next(name for name in ORDER if name in told["ways"] and told["ways"][name]["loss"] <= least + CLOSE)
+    measured = {"neither": loss(*singles), "merge": loss("lerp", "slerp"), "compose": loss(DEFAULT), "route": loss(*UNTRAINED)}
     return {
         "advice": told["advice"],
         "barrier": told["barriers"]["lerp"]["height"],
         "similar": told["similar"]["target"],
-        "both_help": all(helps),
-        "settled": first not in ("generalist", "specialist"),
         "measured": measured,
+        "trained": loss("layer"),
         "right": is_right(told["advice"], measured),
     }
 
@@ -65,36 +61,18 @@ def is_right(advice: str, measured: Mapping[str, float]) -> bool:
     return measured[advice] <= min(measured.values()) + CLOSE
 
 
-def calibrated(rows: Sequence[Row]) -> list[Row]:
-    """How often each adviser is right: `compat` as it stands, always the same way, and with the thresholds that suit the first seed best.
-
-    Thresholds only speak where no mixture measured is better than a model alone; they are fitted on the first seed and told on the
-    others, so with a single seed they are not told.
-    """
+def advisers(rows: Sequence[Row]) -> list[Row]:
+    """How often `compat` is right, and how often whoever always says the same; by how much the way followed misses the best one."""
     if not rows:
         return []
-    first = min(row["seed"] for row in rows)
-    fitted, others = [row for row in rows if row["seed"] == first], [row for row in rows if row["seed"] != first]
-    found = [_told("compat", rows, (row["right"] for row in rows))]
-    found += [_told(f"always {way}", rows, (is_right(way, row["measured"]) for row in rows)) for way in WAYS]
-    if others:
-        best = max(product(BARRIERS, SIMILARS), key=lambda pair: (_count(fitted, *pair), pair == (BARRIER, SIMILAR)))
-        for called, pair in (("compat, other seeds", (BARRIER, SIMILAR)), ("compat with fitted thresholds, other seeds", best)):
-            told = _told(called, others, (_right(row, *pair) for row in others))
-            found.append(told | {"barrier": pair[0], "similar": pair[1]})
-    return found
+    return [
+        _told("compat", [(row["advice"], row) for row in rows]),
+        *(_told(f"always {way}", [(way, row) for row in rows]) for way in WAYS),
+    ]
 
 
-def _right(row: Row, barrier: float, similar: float) -> bool:
-    if row["settled"]:
-        return row["right"]
-    routes = row["both_help"] and row["barrier"] > barrier and row["similar"] >= similar
-    return is_right("route" if routes else "neither", row["measured"])
-
-
-def _count(rows: Sequence[Row], barrier: float, similar: float) -> int:
-    return sum(_right(row, barrier, similar) for row in rows)
-
-
-def _told(adviser: str, rows: Sequence[Row], right: Iterable[bool]) -> Row:
-    return {"adviser": adviser, "right": sum(right), "cases": len(rows)}
+def _told(adviser: str, said: Iterable[tuple[str, Row]]) -> Row:
+    measured = [(advice, row["measured"]) for advice, row in said]
+    missed = [own[advice] - min(own.values()) for advice, own in measured]
+    right = sum(is_right(advice, own) for advice, own in measured)
+    return {"adviser": adviser, "right": right, "cases": len(measured), "missed": float(np.mean(missed))}

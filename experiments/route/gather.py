@@ -13,7 +13,7 @@ from asterism.evaluate.candidates import DEFAULT
 from asterism.models.anatomy import anatomy_of, skeleton
 from asterism.models.loading import read_config
 from experiments.constellation.models import GENERALIST
-from experiments.route.advice import advice_rows, calibrated
+from experiments.route.advice import advice_rows, advisers
 from experiments.route.compared import INTERPOLATION
 from experiments.route.ladder import RUNGS
 from experiments.route.tuned import FINETUNED
@@ -86,7 +86,7 @@ def gather(shops: Sequence[Workshop], parts: Sequence[str], scale: str, machine:
     results["maps"] = map_rows([value["maps"] for value in found.get("maps", [])])
     results |= along(found.get("curve", []))
     advised = [{"seed": shop.seed, **row} for shop in shops for row in advice_rows(shop)] if {"ladder", "table"} <= found.keys() else []
-    results |= {"advice": advised, "advisers": calibrated(advised)}
+    results |= {"advice": advised, "advisers": advisers(advised)}
     return results, list(raw(shops, found))
 
 

@@ -138,11 +138,14 @@ def turning(view: View) -> Table:
 
 def advisers(view: View) -> Table:
     """How often each adviser is right."""
-    rows = []
-    for row in view.rows("advisers"):
-        fitted = f"barrier > {row['barrier']:g}, CKA ≥ {row['similar']:g}" if "barrier" in row else None
-        rows.append((row["adviser"], f"{row['right']} of {row['cases']}", fitted))
-    return Table("Advice", "Is the advice of `asterism compat` right?", ("adviser", "right", "thresholds"), tuple(rows))
+    rows = [(row["adviser"], f"{row['right']} of {row['cases']}", _figure(row["missed"])) for row in view.rows("advisers")]
+    return Table(
+        "Advice",
+        "Is the advice of `asterism compat` right?",
+        ("adviser", "right", "nats missed"),
+        tuple(rows),
+        "Among ways that train nothing.",
+    )
 
 
 def advice(view: View) -> Table:
@@ -151,12 +154,11 @@ def advice(view: View) -> Table:
     for row in view.rows("advice"):
         case = view.called(row["case"]) if row["step"] is None else f"{view.called(row['case'])}, step {row['step']}"
         losses = [_figure(row["measured"][way]) for way in WAYS]
-        numbers = (_figure(row["barrier"]), _figure(row["similar"]))
+        numbers = (_figure(row["trained"]), _figure(row["barrier"]), _figure(row["similar"]))
         rows.append((row["seed"], case, row["advice"], "yes" if row["right"] else "no", *losses, *numbers))
-    columns = ("seed", "case", "advice", "right", *WAYS, "barrier", "CKA")
-    return Table(
-        "Advice", "Case by case", columns, tuple(rows), "Losses of second halves, held-out texts; route: a trained router a layer."
-    )
+    columns = ("seed", "case", "advice", "right", *WAYS, "trained gates", "barrier", "CKA")
+    note = "Losses of second halves, held-out texts. route: gates that nothing trains; trained gates: a router a layer."
+    return Table("Advice", "Case by case", columns, tuple(rows), note)
 
 
 def tables(view: View) -> list[Table]:

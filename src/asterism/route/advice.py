@@ -15,10 +15,6 @@ from asterism.route.experts import GENERALIST
 from asterism.route.interpolation import Kind, Sweep
 from asterism.route.scoring import TextLosses
 
-BARRIER = 0.05
-"""Nats a token above the ends' line from which weights are said not to mix. A first guess, not calibrated yet."""
-SIMILAR = 0.8
-"""Mean CKA of corresponding layers from which outputs are said to be of one kind, so that a gate can choose between them. A first guess."""
 ORDER = ("generalist", "specialist", "merge", "compose", "route")
 """Ways to use the models, cheapest first."""
 
@@ -65,43 +61,41 @@ def ways_of(generalist: TextLosses, sweeps: Mapping[Kind, Sweep], left: str, rig
     return ways | ({"route": _fixed(_points([sweeps["activation"]], left, right))} if "activation" in sweeps else {})
 
 
-def advise(ways: Mapping[str, Way], *, both_help: bool, barrier: float, similar: float) -> tuple[Advice, str]:
-    """The cheapest way within CLOSE of the best, and why; `neither` where that is the generalist or one specialist alone.
+def advise(ways: Mapping[str, Way], seed: int = 0) -> tuple[Advice, str, list[str]]:
+    """The cheapest way that nothing dearer is surely better than, why, and what the texts are too few to decide.
 
-    Then one doubt is left: if both specialists help, and only their weights do not mix (a barrier above BARRIER) while their layers are
-    alike (at least SIMILAR), trained gates may join what weights cannot: route.
+    Surely: by more than CLOSE on average, with a 95 % paired bootstrap interval over texts above zero. `neither` where that is the
+    generalist or one specialist alone.
     """
-    best = min(way.loss for way in ways.values())
-    chosen = next(name for name in ORDER if name in ways and ways[name].loss <= best + CLOSE)
+    order = [name for name in ORDER if name in ways]
+    chosen = order[0]
+    for name in order[1:]:
+        gain, low, _ = _gain(ways[chosen], ways[name], seed)
+        if gain > CLOSE and low > 0:
+            chosen = name
     ranked = sorted(ways.values(), key=lambda way: way.loss)
     told = f"On halves of texts not used to choose, in nats a token: {', '.join(f'{way.what} {way.loss:.3f}' for way in ranked)}."
-    if chosen not in ("generalist", "specialist"):
-        cheap = "" if ways[chosen].loss == best else f" The cheapest within {CLOSE} of the best is {ways[chosen].what}."
-        return cast(Advice, chosen), told + cheap
-    mixing = f"the barrier on the line between the weights is {barrier:.3f} nats, the mean CKA of corresponding layers {similar:.2f}"
-    if both_help and barrier > BARRIER and similar >= SIMILAR:
-        return "route", f"{told} Both specialists help and their weights do not mix, but their layers are alike: {mixing}."
-    return "neither", f"{told} No mixture is better than {ways[chosen].what} by more than {CLOSE}; {mixing}."
+    dearer = [ways[name] for name in order[order.index(chosen) + 1 :]]
+    if dearer:
+        told += f" Nothing dearer surely gains more than {CLOSE} over {ways[chosen].what}."
+    advice = "neither" if chosen in ("generalist", "specialist") else cast(Advice, chosen)
+    return advice, told, _doubts(ways[chosen], dearer, seed)
 
 
-def doubts(ways: Mapping[str, Way], advice: Advice, seed: int = 0) -> list[str]:
-    """What the texts are too few to decide: whether the way advised is better than the best of the cheaper ones.
+def _gain(own: Way, other: Way, seed: int) -> tuple[float, float, float]:
+    return bootstrap_mean((own.losses - other.losses).numpy(), seed)
 
-    Under `neither`: whether the best mixture is, by more than CLOSE.
-    """
-    if advice not in ways and advice != "neither":
-        return []
-    place = ORDER.index("merge" if advice == "neither" else advice)
-    cheaper, dearer = ([ways[name] for name in part if name in ways] for part in (ORDER[:place], ORDER[place:]))
-    rival = min(cheaper, key=lambda way: way.loss)
-    if len(rival.losses) < 2:
+
+def _doubts(chosen: Way, dearer: Sequence[Way], seed: int) -> list[str]:
+    """Whether the best of the dearer ways may gain more than CLOSE for all that the texts say."""
+    if len(chosen.losses) < 2:
         return ["One text decides nothing; an interval over texts needs several."]
-    own = min(dearer, key=lambda way: way.loss) if advice == "neither" else ways[advice]
-    gain, low, high = bootstrap_mean((rival.losses - own.losses).numpy(), seed)
-    told = f"{gain:.3f} nats, 95 % interval {low:.3f} to {high:.3f}"
-    if advice == "neither":
-        return [f"{len(own.losses)} texts do not rule out that {own.what} gains over {rival.what}: {told}."] if high > CLOSE else []
-    return [f"{len(own.losses)} texts do not decide whether it gains over {rival.what}: {told}."] if low <= 0 else []
+    if not dearer:
+        return []
+    best = min(dearer, key=lambda way: way.loss)
+    gain, low, high = _gain(chosen, best, seed)
+    told = f"{len(chosen.losses)} texts do not rule out that {best.what} gains over {chosen.what}"
+    return [f"{told}: {gain:.3f} nats, 95 % interval {low:.3f} to {high:.3f}."] if high > CLOSE else []
 
 
 def _points(sweeps: Sequence[Sweep], left: str, right: str) -> list[tuple[str, TextLosses]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from asterism.constellation.diagnosis import CLOSE
 from asterism.constellation.settings import SimilaritySettings
 from asterism.constellation.similarity import Similarity, similarity
 from asterism.core.conflict import Conflict
@@ -16,7 +15,7 @@ from asterism.core.corpus import GENERAL, Corpus, Probe, is_corpus_file, read_co
 from asterism.core.errors import DataError
 from asterism.core.statistics import mean_interval
 from asterism.models.library import Library
-from asterism.route.advice import Advice, Way, advise, doubts, ways_of
+from asterism.route.advice import Advice, Way, advise, ways_of
 from asterism.route.barrier import Barrier, barrier
 from asterism.route.deltas import conflicts
 from asterism.route.experts import GENERALIST
@@ -115,9 +114,7 @@ def compat(
     ends = {left: sweeps["lerp"].losses[-1], right: sweeps["lerp"].losses[0]}
     barriers: dict[Kind, Barrier] = {kind: barrier(shares, own.losses.whole, settings.seed) for kind, own in sweeps.items()}
     ways = ways_of(generalist, sweeps, left, right)
-    both_help = all(float((generalist.second - own.second).mean()) > CLOSE for own in ends.values())
-    similar = corresponding(maps["target"])
-    advice, reason = advise(ways, both_help=both_help, barrier=barriers["lerp"].height, similar=similar)
+    advice, reason, doubts = advise(ways, settings.seed)
     return Compatibility(
         left=left,
         right=right,
@@ -131,7 +128,7 @@ def compat(
         ways=ways,
         advice=advice,
         reason=reason,
-        notes=(*notes, *doubts(ways, advice, settings.seed)),
+        notes=(*notes, *doubts),
         settings=settings,
     )
 
