@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from asterism.constellation.mixture import Mixture
@@ -107,9 +107,8 @@ class Scripted:
                 yield Finished("stop", len(job.tokens), told, cached_tokens=len(job.tokens) // 2)
                 return
             if job.renew and told % job.renew == 0:
-                yield Renewed(
-                    Composition(Mixture.fixed({self.names[-1]: 1.0}, self.nodes), job.composition.settings if job.composition else None)
-                )  # type: ignore[arg-type]
+                again = replace(Mixture.fixed({self.names[-1]: 1.0}, self.nodes), losses={self.names[-1]: 2.0, "": 2.5})
+                yield Renewed(Composition(again, job.composition.settings if job.composition else None))  # type: ignore[arg-type]
         yield Finished("length", len(job.tokens), told)
 
     def _told(self, token: int, job: Job) -> Token:

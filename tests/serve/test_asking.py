@@ -172,6 +172,7 @@ def test_renewed_mixtures_are_told_with_their_place(ask):
     _, (answer,) = ask(extras=Extras(renew=4))
     assert [one["after"] for one in answer.renewed] == list(range(4, answer.written, 4))
     assert all(one["shares"] == {"science": 1.0} for one in answer.renewed)
+    assert all(one["losses"] == {"science": 2.0, "generalist": 2.5} for one in answer.renewed)
 
 
 def test_a_step_that_fails_fails_its_answer_and_no_other(served, scripted):

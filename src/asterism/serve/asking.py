@@ -250,7 +250,8 @@ class Answer:
                         meter.first(time.perf_counter() - self._begun)
                     written += done
                 if isinstance(event, Renewed):
-                    yield part(renewed={"index": index, "after": written, **told(self.way, event.composition)}, written=written)
+                    now = told(self.way, event.composition) | {"losses": event.composition.mixture.evidence}
+                    yield part(renewed={"index": index, "after": written, **now}, written=written)
                 elif piece.ended or isinstance(event, Finished):
                     at_length = isinstance(event, Finished) and event.reason == "length" and not piece.ended
                     reason = "length" if at_length else "stop"

@@ -60,6 +60,7 @@ def test_a_renewed_mixture_is_shown(explaining, served):
     last = views(asked, Wishes(text="x y", most=70))[-1]
     assert "renewed after 64 tokens" in last.mixture
     assert "science" in last.mixture
+    assert "2.50" in last.mixture  # what it lost when it was chosen
 
 
 @pytest.mark.parametrize(
