@@ -29,6 +29,7 @@ COMMANDS = {
     "generate": "Answer texts, each under its own mixture.",
     "chat": "Talk with a library; answers stream, mixtures are told.",
     "serve": "Serve OpenAI's API; every request its own mixture.",
+    "rank": "Find the rank to which specialists may be cut for serving.",
     "merge": "Merge models into one as a recipe says.",
     "fuse": "Carry what adapters on other backbones know into one.",
     "extract-lora": "Cut a LoRA adapter out of a model that was tuned in full.",

@@ -79,7 +79,9 @@ def test_it_answers_on_every_screen_and_fetches_nothing_from_elsewhere(answers, 
     tab.until(DONE)
     assert [box(tab, name) for name in ("composed", "base", "rival")] == [WILD] * 3
     assert tab.value("window.hit === undefined && !document.querySelector('img[src=x]')")
-    assert tab.value("document.querySelector('#mixture').innerText").startswith("The mixture, renewed after 64 tokens\nshare\nloss\nscience")
+    assert tab.value("document.querySelector('#mixture').innerText").startswith(
+        "The mixture, renewed after 64 tokens\nshare\nloss\nscience"
+    )
     assert tab.value("document.querySelector('#layers svg') !== null")
     for size, dark in ((DESKTOP, False), (DESKTOP, True), (PHONE, True), (PHONE, False)):
         tab.look(size, dark=dark)
