@@ -1,6 +1,6 @@
 """The local engine under mixtures beside plain `generate` of the generalist, in one process, round by round.
 
-    python benchmarks/serve.py [--quick] [--rounds N] [--dtype float32|bfloat16] [--rank N] [--vllm PYTHON]
+    python benchmarks/serve.py [--quick] [--rounds N] [--dtype float32|bfloat16] [--rank N]
 
 A Qwen2 shape of about 27 M parameters, four full specialists of the last half of its blocks, 64-token prompts, 64 new tokens. `plain`:
 transformers' `generate` of the generalist alone, 16 prompts in one batch. `mixed`: 16 requests at once, each with its own mixture of
@@ -11,8 +11,8 @@ trained on prose (0.01 nats; random weights could not tell). The bound is `plain
 of a step's arithmetic. `one by one`: each request composed and generated after the other (4 of the 16, scaled up). One request alone, its
 mixture chosen by evidence: tokens a second after the first beside `generate` of the generalist, and the time to the first token beside what
 is allowed: the generalist's and K specialists' reading of the prompt and 1.3 times a copy of the composed tail. Memory: what the tenth
-specialist costs beside what the second did, in anonymous resident memory. Where an environment with vLLM is given, its own benchmark
-(serve_vllm.py) runs there, and its bound ratio is told. Random weights; speed does not depend on them.
+specialist costs beside what the second did, in anonymous resident memory. Random weights; speed does not depend on them. vLLM's engine
+has a benchmark of its own, serve_vllm.py.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
 import os
 import random
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -191,16 +189,6 @@ def memory(root: Path, known: Library, quick: bool) -> float:
     return cost[SPECIALISTS - 1] / cost[1]
 
 
-def of_vllm(python: str | None, quick: bool) -> float | None:
-    """vLLM's bound ratio, measured by its own benchmark in its own environment."""
-    if python is None:
-        return None
-    source = str(Path(__file__).parents[1] / "src")
-    command = [python, str(Path(__file__).with_name("serve_vllm.py")), *(["--quick"] if quick else [])]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": source})
-    return json.loads(done.stdout.splitlines()[-1])["metrics"]["vllm_bound_ratio"]
-
-
 def measured(bench: Bench, rounds: int) -> dict[str, list[float]]:
     """Seconds of every rival, an entry a round."""
     ways: dict[str, Callable[[], object]] = {
@@ -222,7 +210,7 @@ def measured(bench: Bench, rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def told(bench: Bench, seconds: dict[str, list[float]], given: argparse.Namespace, more: dict[str, float | None]) -> None:
+def told(bench: Bench, seconds: dict[str, list[float]], given: argparse.Namespace, more: dict[str, float]) -> None:
     """The table, the formula and the metrics."""
     share = mixed_share(bench.library)
     slower, with_generalist = 1 + (K - 1) * share, 1 + K * share
@@ -230,7 +218,7 @@ def told(bench: Bench, seconds: dict[str, list[float]], given: argparse.Namespac
     rows: list[list[object]] = [[name, ROWS * bench.new / statistics.median(seconds[name])] for name in batch]
     rows.insert(1, ["plain / bound", ROWS * bench.new / statistics.median(seconds["plain"]) / slower])
     rows += [[f"one request: {name}", (bench.new - 1) / statistics.median(seconds[f"{name}, after"])] for name in ("plain", "alone")]
-    metrics: dict[str, float | None] = {
+    metrics: dict[str, float] = {
         "batch16_bound_ratio": ratio(seconds["plain"], seconds["mixed"]) * slower,
         "batch16_evidence_bound_ratio": ratio(seconds["plain"], seconds["evidence"]) * with_generalist,
         "batch16_lowrank_ratio": ratio(seconds["plain"], seconds["LoRA"]),
@@ -257,9 +245,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rank", type=int, default=64, help="of the truncated specialists")
-    parser.add_argument(
-        "--vllm", metavar="PYTHON", default=os.environ.get("ASTERISM_VLLM_PYTHON"), help="python of an environment with vLLM"
-    )
     given = parser.parse_args()
     logging.disable_progress_bar()
     shape = dict(hidden=64, blocks=2, vocabulary=512) if given.quick else dict(hidden=512, blocks=8, vocabulary=8192)
@@ -269,13 +254,12 @@ def main() -> None:
         prepare(root / "full", **shape)
         library = Library.open(root / "full", dtype=dtype)
         libraries = {"mixed": library, "LoRA": with_adapters(root / "lora", library.folder(), dtype), "truncated": library}
-        more: dict[str, float | None] = {"memory_10th_ratio": memory(root / "ten", library, given.quick)}
+        more = {"memory_10th_ratio": memory(root / "ten", library, given.quick)}
         bench = Bench(libraries, given.rank, 8 if given.quick else NEW)
         try:
             seconds = measured(bench, 1 if given.quick else given.rounds)
         finally:
             bench.close()
-        more["vllm_bound_ratio"] = of_vllm(given.vllm, given.quick)
         told(bench, seconds, given, more)
 
 

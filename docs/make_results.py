@@ -15,6 +15,7 @@ MERGES = ROOT / "experiments" / "merge" / "results.json"
 ROUTING = ROOT / "experiments" / "route" / "results.json"
 FUSION = ROOT / "experiments" / "fuse" / "results.json"
 BENCHMARKS = ROOT / "benchmarks" / "results.json"
+VLLM = ROOT / "benchmarks" / "serve_vllm.json"
 sys.path.insert(0, str(ROOT))  # experiments/ is no installed package
 
 from asterism.constellation.calibration import Calibration  # noqa: E402
@@ -45,15 +46,17 @@ LIMITS = {
     "step_ratio": "at most 1.3", "memory_ratio": "at most 1.5",
     "batch16_bound_ratio": "at least 0.85", "batch16_lowrank_ratio": "at least 0.7", "batch16_truncated_ratio": "at least 0.7",
     "batch1_ratio": "at least 0.85", "first_token_ratio": "at most 1", "memory_10th_ratio": "about 1", "vllm_bound_ratio": "at least 0.85",
+    "vllm_bound_ratio_16": "at least 0.85", "vllm_lora_ratio": "above 1", "vllm_lora_ratio_16": "above 1",
+    "vllm_single_cost": "at most 1.15", "vllm_single_cost_16": "at most 1.15",
     "wrong": "0", "errors": "0", "left_behind": "0",
     **{f"{name}_memory_ratio": "at most 0.5" for name in MERGED},
 }  # fmt: skip
 HEAD = """# What was measured
 
 Written by `docs/make_results.py` from `results.json`, `ideas.json` and `updating.json` of `experiments/constellation`, `results.json`
-of `experiments/merge`, `experiments/route` and `experiments/fuse`, and `benchmarks/results.json`; `make check` holds it in step, and a
-part whose JSON has not been made yet is left out. No figure here was typed by hand. [experiments/LOG.md](../experiments/LOG.md) says
-what was tried and what failed.
+of `experiments/merge`, `experiments/route` and `experiments/fuse`, and `results.json` and `serve_vllm.json` of `benchmarks`; `make check`
+holds it in step, and a part whose JSON has not been made yet is left out. No figure here was typed by hand.
+[experiments/LOG.md](../experiments/LOG.md) says what was tried and what failed.
 """
 
 
@@ -289,7 +292,8 @@ def fusing(made: Mapping[str, Any]) -> list[str]:
 
 
 def speed(kept: list[dict[str, Any]]) -> list[str]:
-    """The benchmarks' metrics beside their limits."""
+    """The benchmarks' metrics beside their limits; vLLM's, from an environment of its own, among them."""
+    kept = [*kept, *(read(VLLM) or [])]
     rows = [[b["name"], f"`{m}`", f"{v:g}" if v is not None else "-", LIMITS.get(m, "")] for b in kept for m, v in b["metrics"].items()]
     where = kept[0]["machine"]
     told = f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, torch {where['torch']}"
