@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from asterism.constellation.diagnosis import CLOSE
 from asterism.report.pages import written
 from experiments.pages import rendered
 from experiments.route import panels, summaries
@@ -45,6 +46,7 @@ def html(results: Mapping[str, Any]) -> str:
         maps={view.called(target): found for target in view.targets if (found := panels.map_panels(view, target))},
         loads=panels.load_panels(view),
         advisers=summaries.advisers(view),
+        close=CLOSE,
         themes=by_theme(register),
         counted=counted(register),
     )

@@ -58,9 +58,10 @@ def loss_curves(
         _curve(axes, points, place, name)
     if mark:
         axes.axvline(mark[0], color=MUTED, linewidth=1, linestyle=DASHED, zorder=1)
+        before = mark[0] > sum(axes.get_xlim()) / 2  # there is room on its left
         axes.annotate(
-            mark[1], (mark[0], 1), xycoords=("data", "axes fraction"), xytext=(3, -3), textcoords="offset points",
-            va="top", fontsize=8, color=MUTED,
+            mark[1], (mark[0], 1), xycoords=("data", "axes fraction"), xytext=(-3 if before else 3, -3), textcoords="offset points",
+            ha="right" if before else "left", va="top", fontsize=8, color=MUTED,
         )  # fmt: skip
     axes.set_xlabel(xlabel)
     axes.set_ylabel(_loss(n))
@@ -74,9 +75,11 @@ def loss_by_similarity(
 ) -> str:
     """Loss of merged models against how alike the two experts are, {name: (step, similarity, loss) in order} (Fig. 3, middle and right).
 
-    Points are joined in order of training; the first and the last tell their step, the least loss has a ring.
+    Points are joined in order of training; the first and the last tell their step, once where several series have it; the least loss
+    has a ring.
     """
     figure, axes = _axes(list(series))
+    told = set[float]()
     for place, (name, points) in enumerate(series.items()):
         colour = SERIES[place % 6]
         xs, ys = [point[1] for point in points], [point[2] for point in points]
@@ -84,7 +87,9 @@ def loss_by_similarity(
         least = min(points, key=lambda point: point[2])
         axes.plot([least[1]], [least[2]], marker="o", markersize=10, markerfacecolor="none", color=INK, linestyle="", zorder=3)
         for step, x, y in (points[0], points[-1]) if len(points) > 1 else points[:1]:
-            axes.annotate(f"{step:g}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8, color=INK, zorder=4)
+            if step not in told:
+                axes.annotate(f"{step:g}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8, color=INK, zorder=4)
+            told.add(step)
     axes.margins(x=0.1, y=0.12)
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(xlabel)
