@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -436,7 +437,10 @@ def test_what_is_mixed_is_read_from_the_descriptions(view):
 def make_claims(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", ["make_claims.py"])
-    return script("make_claims")
+    made = script("make_claims")
+    for name in ("ROUTING", "FUSION"):
+        monkeypatch.setattr(made, name, Path("none.json"))
+    return made
 
 
 def test_claims_page_is_written_from_the_results_and_held_in_step(make_claims, results, tmp_path, monkeypatch):

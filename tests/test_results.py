@@ -74,8 +74,8 @@ def test_ideas_are_ranked_over_the_rungs_that_have_them():
 
 def test_the_page_has_every_part_and_leaves_out_what_was_not_measured(script, results, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "EXPERIMENT", tmp_path)
-    monkeypatch.setattr(script, "BENCHMARKS", tmp_path / "none.json")
-    monkeypatch.setattr(script, "MERGES", tmp_path / "none.json")
+    for name in ("BENCHMARKS", "MERGES", "ROUTING", "FUSION"):
+        monkeypatch.setattr(script, name, tmp_path / "none.json")
     assert script.page() == script.HEAD
     (tmp_path / "results.json").write_text(json.dumps(results))
     for name in ("ideas", "updating"):
