@@ -2,7 +2,7 @@
 
 A step of a few rows is bound by reading matrices: mixed rows read those of all specialists that any of them asks, each once;
 materialised ones read a tail for each composition. So one live composition is materialised, many are mixed, and the crossover lies where
-there are about as many compositions as specialists. A prompt is worth a tail (from about 32 tokens on) where its answer's steps will use
+there are about as many compositions as matrices to be read. A prompt is worth a tail (from about 32 tokens on) where its answer's steps will use
 it; the prompts of mixed answers are read with matrices built for the moment.
 """
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from asterism.serve.local.bound import Bound
 
 Phase = Literal["prefill", "decode"]
-ROW = 0.125
-"""What another row costs a product in float32 or wider on a CPU, in parts of reading its matrix (measured with up to 16 rows: it puts the
-crossover at about 2 N live compositions of N specialists). Half precision and other devices read for as long as they compute: at N."""
+ROW = 0.09
+"""What another row costs a product in float32 or wider on a CPU, in parts of reading its matrix. It puts the crossover where it was met: of
+compositions of 3 of 4 specialists between 4 and 5 rows, with a share for the generalist between 6 and 8. Half precision and other devices
+read for as long as they compute: at as many compositions as matrices."""
 PATIENCE = 2
 """Steps for which a tail must have been the better choice before it is built amid an answer: what building one costs."""
 
