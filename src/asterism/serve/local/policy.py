@@ -1,9 +1,9 @@
 """Which compositions of a batch run on a materialised tail, and which are mixed from their specialists' outputs.
 
-A step of a few rows is bound by reading matrices: mixed rows read those of all specialists that any of them asks, each once;
-materialised ones read a tail for each composition. So one live composition is materialised, many are mixed, and the crossover lies where
-there are about as many compositions as matrices to be read. A prompt is worth a tail (from about 32 tokens on) where its answer's steps will use
-it; the prompts of mixed answers are read with matrices built for the moment.
+A step of a few rows is bound by reading matrices: mixed rows read those of all specialists that any of them asks, each once; materialised
+ones read a tail for each composition. So one live composition is materialised, many are mixed, and the crossover lies where there are about
+as many compositions as matrices to be read. A prompt is worth a tail (from about 32 tokens on) where its answer's steps will use it; the
+prompts of mixed answers are read with matrices built for the moment.
 """
 
 from __future__ import annotations
