@@ -37,16 +37,16 @@ def test_sums_of_products(inputs, outputs, n, kind):
         for row in own:
             want[row] += (1 if weights is None else weights[place]) * (matrix.double() @ x[row].double())
             place += 1
-    got = grouped.grouped(x, matrices, Meetings(rows, weights, n))
+    got = grouped.grouped(matrices, Meetings(rows, weights, n))(x)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
 
 
 def test_a_row_has_its_own_bits():
     matrices, x = [drawn(20, 37, seed=seed) for seed in range(3)], drawn(16, 37, seed=4)
     weights = drawn(48, 20, seed=5)
-    together = grouped.grouped(x, matrices, Meetings([range(16)] * 3, weights, 16))
+    together = grouped.grouped(matrices, Meetings([range(16)] * 3, weights, 16))(x)
     for row in range(16):
-        alone = grouped.grouped(x[row : row + 1], matrices, Meetings([[0]] * 3, weights[[row, 16 + row, 32 + row]], 1))
+        alone = grouped.grouped(matrices, Meetings([[0]] * 3, weights[[row, 16 + row, 32 + row]], 1))(x[row : row + 1])
         assert torch.equal(alone[0], together[row])
 
 
@@ -76,11 +76,14 @@ def test_what_does_not_fit(monkeypatch):
         with pytest.raises(MismatchError, match="do not fit"):
             Meetings(rows, weights, 3)
     met = Meetings([[0, 1]], drawn(2, 8), 2)
-    for matrices, x in (([matrix] * 2, drawn(2, 16)), ([drawn(12, 16)], drawn(2, 16)), ([matrix], drawn(3, 16)), ([matrix.T], drawn(2, 8))):
+    for matrices in ([matrix] * 2, [drawn(12, 16)], [matrix.T]):
         with pytest.raises(MismatchError, match="cannot be taken together"):
-            grouped.grouped(x, matrices, met)
-    for x in (drawn(2, 15), drawn(2, 16).double(), drawn(16)):
-        with pytest.raises(MismatchError, match="inputs do not fit"):
-            grouped.linear(x, matrix)
+            grouped.grouped(matrices, met)
+    for product in (grouped.grouped([matrix], met), lambda x: grouped.linear(x, matrix)):
+        for x in (drawn(2, 15), drawn(2, 16).double(), drawn(16)):
+            with pytest.raises(MismatchError, match="inputs do not fit"):
+                product(x)
+    with pytest.raises(MismatchError, match="inputs do not fit"):
+        grouped.grouped([matrix], met)(drawn(3, 16))
     monkeypatch.setenv("ASTERISM_KERNEL", "torch")
     assert not grouped.fits(matrix)

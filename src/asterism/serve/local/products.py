@@ -105,7 +105,8 @@ def grouped(meetings: Sequence[Meeting], n: int, *, memo: Memo) -> Product | Non
         return Meetings([each.rows for each in meetings], None if plain else _table(meetings, like)[:-1], n)
 
     met = memo(("grouped", *((each.rows, id(each.weights)) for each in meetings)), made)
-    return lambda x: grouped_product(x.reshape(n, -1), matrices, met).view(*x.shape[:-1], -1)
+    whole = grouped_product(matrices, met)
+    return lambda x: whole(x.reshape(n, -1)).view(*x.shape[:-1], -1)
 
 
 def gathered(meetings: Sequence[Meeting], n: int, *, outputs_last: bool, batched: bool, memo: Memo) -> Product:
