@@ -15,6 +15,7 @@ setup(
         Extension(
             f"asterism.core.{name}",
             [f"src/asterism/core/{name}.c"],
+            depends=["src/asterism/core/_kernel.h"],
             # no fused multiply-add unless written so: mixing then gives the same bits on every instruction set
             extra_compile_args=[] if sys.platform == "win32" else ["-O3", "-ffp-contract=off", *openmp],
             extra_link_args=openmp,

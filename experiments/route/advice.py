@@ -41,11 +41,12 @@ def _case(told: Mapping[str, Any], rows: Sequence[Row], pair: Sequence[str]) -> 
 
     def loss(*names: str) -> float:
         """Of the one of these that loses least on the texts that choose."""
-        best = min((cells[name] for name in names if name in cells), key=lambda row: row.get("chosen", 0.0))
+        best = min((cells[name] for name in names), key=lambda row: row.get("chosen", 0.0))
         return float(np.mean(best[PROTOCOL]))
 
     singles = ("generalist", *(f"expert:{name}" for name in pair))
-    measured = {"neither": loss(*singles), "merge": loss("lerp", "slerp"), "compose": loss(DEFAULT), "route": loss(*UNTRAINED)}
+    untrained = [name for name in UNTRAINED if name in cells]  # along the curve gates are not made
+    measured = {"neither": loss(*singles), "merge": loss("lerp", "slerp"), "compose": loss(DEFAULT), "route": loss(*untrained)}
     return {
         "advice": told["advice"],
         "barrier": told["barriers"]["lerp"]["height"],
@@ -65,10 +66,8 @@ def advisers(rows: Sequence[Row]) -> list[Row]:
     """How often `compat` is right, and how often whoever always says the same; by how much the way followed misses the best one."""
     if not rows:
         return []
-    return [
-        _told("compat", [(row["advice"], row) for row in rows]),
-        *(_told(f"always {way}", [(way, row) for row in rows]) for way in WAYS),
-    ]
+    always = [_told(f"always {way}", [(way, row) for row in rows]) for way in WAYS]
+    return [_told("compat", [(row["advice"], row) for row in rows]), *always]
 
 
 def _told(adviser: str, said: Iterable[tuple[str, Row]]) -> Row:

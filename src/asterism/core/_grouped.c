@@ -9,6 +9,8 @@
 #include <Python.h>
 #include <stdint.h>
 
+#include "_kernel.h"
+
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
 #define X86 1
 #include <immintrin.h>
@@ -22,7 +24,7 @@
 typedef struct {
     float *out;             /* [n, outputs] */
     const float *x;         /* [n, inputs] */
-    const float **matrices; /* k of [outputs, inputs] */
+    const void **matrices;  /* k of [outputs, inputs] */
     const int64_t *counts;  /* [k]: how many rows meet each; NULL: all n */
     const int64_t *rows;    /* [sum of counts]: which, one matrix's after another's; NULL: 0, 1, ... */
     const float *weights;   /* [sum of counts], or [sum of counts, outputs]; NULL: 1 */
@@ -100,7 +102,7 @@ AVX512 INLINE __m128 sums_avx512(const __m512 *v) {
         for (int64_t each = 0; each < job->k; each++) {                                                                             \
             const int64_t count = job->counts ? job->counts[each] : job->n, groups = (count + MOST - 1) / MOST;                     \
             for (int64_t o = first; o < last; o += OUTPUTS) {                                                                       \
-                const float *w = job->matrices[each] + o * job->inputs;                                                             \
+                const float *w = (const float *)job->matrices[each] + o * job->inputs;                                                             \
                 for (int64_t g = 0; g < groups; g++) {                                                                              \
                     const int64_t from = g * count / groups;                                                                        \
                     switch ((g + 1) * count / groups - from) { CASES(NAME) }                                                        \
@@ -154,13 +156,12 @@ static PyObject *product(PyObject *self, PyObject *args) {
         return PyErr_Format(PyExc_ValueError, "level, rows, inputs, outputs or threads out of range");
     const Py_ssize_t k = PyTuple_Size(matrices);
     if (k < 1) return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "at least one matrix");
-    const float **pointers = PyMem_Malloc((size_t)k * sizeof *pointers);
+    const void **pointers = PyMem_Malloc((size_t)k * sizeof *pointers);
     if (!pointers) return PyErr_NoMemory();
-    for (Py_ssize_t i = 0; i < k; i++) pointers[i] = PyLong_AsVoidPtr(PyTuple_GetItem(matrices, i));
     Job job = {PyLong_AsVoidPtr(out),     PyLong_AsVoidPtr(x), pointers,           PyLong_AsVoidPtr(counts), PyLong_AsVoidPtr(rows),
                PyLong_AsVoidPtr(weights), by_output,           k,                  n,                        inputs,
                outputs};
-    if (!PyErr_Occurred()) {
+    if (!PyErr_Occurred() && addresses(matrices, k, pointers)) {
         Py_BEGIN_ALLOW_THREADS
         run(&job, KERNELS[level], threads);
         Py_END_ALLOW_THREADS
@@ -172,12 +173,7 @@ static PyObject *product(PyObject *self, PyObject *args) {
 
 static PyObject *levels(PyObject *self, PyObject *args) {
     (void)self, (void)args;
-    PyObject *names = PyTuple_New(count_levels());
-    for (int i = 0; names && i < count_levels(); i++) {
-        PyObject *name = PyUnicode_FromString(LEVELS[i]);
-        if (!name || PyTuple_SetItem(names, i, name) < 0) Py_CLEAR(names);
-    }
-    return names;
+    return tuple_of(LEVELS, count_levels());
 }
 
 static PyMethodDef METHODS[] = {

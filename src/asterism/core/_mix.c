@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "_kernel.h"
+
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
 #define X86 1
 #include <immintrin.h>
@@ -237,19 +239,6 @@ static int any_nan(const Job *job) {
     return found;
 }
 
-/* A tuple of k addresses into `to`; 0 with an exception set when it is something else. */
-static int addresses(PyObject *tuple, Py_ssize_t k, const void **to) {
-    if (PyTuple_Size(tuple) != k) {
-        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "as many weights as tensors");
-        return 0;
-    }
-    for (Py_ssize_t i = 0; i < k; i++) {
-        to[i] = PyLong_AsVoidPtr(PyTuple_GetItem(tuple, i));
-        if (PyErr_Occurred()) return 0;
-    }
-    return 1;
-}
-
 static PyObject *mix(PyObject *self, PyObject *args) {
     (void)self;
     int level, dtype, by_column, stream, threads;
@@ -279,12 +268,7 @@ static PyObject *mix(PyObject *self, PyObject *args) {
 
 static PyObject *levels(PyObject *self, PyObject *args) {
     (void)self, (void)args;
-    PyObject *names = PyTuple_New(highest_level() + 1);
-    for (int i = 0; names && i <= highest_level(); i++) {
-        PyObject *name = PyUnicode_FromString(LEVELS[i]);
-        if (!name || PyTuple_SetItem(names, i, name) < 0) Py_CLEAR(names);
-    }
-    return names;
+    return tuple_of(LEVELS, highest_level() + 1);
 }
 
 static PyMethodDef METHODS[] = {

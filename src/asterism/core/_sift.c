@@ -14,6 +14,8 @@
 #include <omp.h>
 #endif
 
+#include "_kernel.h"
+
 #if defined(__GNUC__) || defined(__clang__)
 #define INLINE static inline __attribute__((always_inline))
 #else
@@ -810,12 +812,7 @@ static PyObject *py_finite(PyObject *self, PyObject *args) {
 
 static PyObject *py_levels(PyObject *self, PyObject *args) {
     (void)self, (void)args;
-    PyObject *names = PyTuple_New(highest_level() + 1);
-    for (int i = 0; names && i <= highest_level(); i++) {
-        PyObject *name = PyUnicode_FromString(LEVEL_NAMES[i]);
-        if (!name || PyTuple_SetItem(names, i, name) < 0) Py_CLEAR(names);
-    }
-    return names;
+    return tuple_of(LEVEL_NAMES, highest_level() + 1);
 }
 
 #define TOLD(NAME, ARGS, TEXT) {#NAME, py_##NAME, METH_VARARGS, #NAME "(level, threads, " ARGS ")\n\n" TEXT}

@@ -7,21 +7,17 @@ batched products took 1.2 to 1.6 times as long (matrices of 512 x 1360 in memory
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from asterism.core.errors import MismatchError
+from asterism.core.kernels import kernel
 from asterism.core.mixing import backend
 
-try:
-    _kernel: Any = importlib.import_module("asterism.core._grouped")
-except ImportError:  # no compiler at installation, or another interpreter
-    _kernel = None
+_kernel = kernel("_grouped")
 
 LEVELS: tuple[str, ...] = _kernel.levels() if _kernel else ()
 """The instruction sets that kernel and processor share, slowest first; none where there is no kernel."""

@@ -7,21 +7,18 @@ path does it in one to three times the time.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from asterism.core.errors import MismatchError, UnsupportedError
+from asterism.core.kernels import kernel
 
-try:
-    _kernel: Any = importlib.import_module("asterism.core._mix")
-except ImportError:  # no compiler at installation, or another interpreter
-    _kernel = None
+_kernel = kernel("_mix")
 
 _LEVEL = len(_kernel.levels()) - 1 if _kernel else 0  # the best that this processor runs
 _ACCUMULATORS = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float32, torch.float64: torch.float64}

@@ -7,20 +7,16 @@ Marks are [words] int64, a bit an element, the lowest first; zeros past the last
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from asterism.core.kernels import kernel
 from asterism.core.mixing import backend
 from asterism.core.sums import CHUNK
 
-try:
-    _kernel: Any = importlib.import_module("asterism.core._sift")
-except ImportError:  # no compiler at installation, or another interpreter
-    _kernel = None
+_kernel = kernel("_sift")
 
 LEVELS: tuple[str, ...] = _kernel.levels() if _kernel else ()
 MOST = 16
