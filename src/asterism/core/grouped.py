@@ -1,8 +1,8 @@
 """Products of few rows with many matrices (grouped GEMM): out[r] = sum_i w_ri W_i x[r] over the matrices that row r meets, in float32.
 
 A step of a few rows is bound by reading matrices. A small C kernel (`_grouped.c`, built at installation where there is a compiler) reads
-each once for all rows that meet it, gathers, weighs and adds on the way, and gives a row the same bits whoever runs beside it. PyTorch's
-batched products took 1.2 to 1.6 times as long (matrices of 512 x 1360 in memory, 2 to 16 rows each, two threads).
+each once for all rows that meet it, gathers, weighs and adds on the way, and gives a row the same bits whoever runs beside it; PyTorch's
+batched products copy the rows that they gather and take longer (benchmarks/serve.py measures whole steps).
 """
 
 from __future__ import annotations

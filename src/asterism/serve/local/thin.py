@@ -1,8 +1,8 @@
 """Products of rows with a matrix on CPUs in float32: the fastest kernel for their number.
 
 A few rows are bound by reading the matrix and take the grouped product's kernel (core/grouped.py). More take oneDNN's product where the
-processor has AVX-512: PyTorch's own (MKL's) took 1.05 to 1.9 times as long on an AMD processor, whatever the number of rows, and oneDNN
-reads a matrix that lies the other way round no worse. Other dtypes, processors and devices have PyTorch's own.
+processor has AVX-512: PyTorch's own (MKL's) is slower on AMD processors whatever the number of rows, and oneDNN reads a matrix that lies
+the other way round no worse. Other dtypes, processors and devices have PyTorch's own.
 """
 
 from __future__ import annotations
