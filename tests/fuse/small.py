@@ -16,7 +16,7 @@ from asterism.models.settings import TrainingSettings
 from tests import tiny
 
 DATA = [Example(text[: len(text) // 2], text[len(text) // 2 :]) for part in ("medical", "legal") for text in tiny.PROBES[part]]
-SETTINGS: dict[str, Any] = dict(width=16, heads=2, block=16, projections=8)
+SETTINGS: dict[str, Any] = dict(bound=1.0, width=16, heads=2, block=16, projections=8)
 TRAINING: dict[str, Any] = dict(
     method="lora", steps=6, batch_size=1, accumulation=2, max_length=64, learning_rate=1e-2, save_every=2, evaluate_every=2
 )

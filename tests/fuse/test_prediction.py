@@ -135,7 +135,7 @@ def test_the_first_step_has_finite_gradients_where_nothing_changed_yet(expert):
 
 def test_free_down_moves_a_too_and_starts_at_it(expert):
     target, sources = expert("t", "gpt2", is_target=True), {"s": expert("s", "llama")}
-    predictor = predictor_of(target, sources, SMALL.changed(free_down=True))
+    predictor = predictor_of(target, sources, SMALL.changed(free_down=True, bound=1.0))
     predictor()
     assert set(predictor.downs) == set(predictor.changed)
     assert all(torch.equal(down, target.stored(parameter)[1]) for parameter, down in predictor.downs.items())

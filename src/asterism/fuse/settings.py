@@ -45,8 +45,8 @@ class FusionSettings(Settings):
     """Random directions that the regulariser compares along."""
     free_down: bool = False
     """Ablation: the target's A changes too, by the nets' prediction for it; else the target's basis is preserved."""
-    bound: float | None = Field(default=1.0, gt=0)
-    """Largest |B_new - B| / |B| of a slot, in Frobenius norm; null for none. A slot whose B is zero has no such bound."""
+    bound: float | None = Field(default=3.0, gt=0)
+    """Largest |B_new - B| / |B| of a slot, in Frobenius norm; null for none, as in the paper. A slot whose B is zero has no such bound."""
     seed: int = Field(default=42, ge=0)
     """Seed of the nets' first weights, of the regulariser's draws and of the ablations."""
 
