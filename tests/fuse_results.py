@@ -26,7 +26,7 @@ QUALITY = {
     "target": 0.3, "source": 0.35, "control": 0.5, "control_up": 0.45, "fused": 0.8, "fusellm": 0.55, "gac": 0.4, "unite": 0.42,
     "task_arithmetic": 0.45, "ties": 0.46, "dare_ties": 0.44, "breadcrumbs": 0.47, "della": 0.43, "emr": 0.5, "untuned": 0.78,
     "random pairing": 0.55, "no gate": 0.6, "no regulariser": 0.62, "A free": 0.64, "shuffled sources": 0.5, "layers proportional": 0.66,
-    "layers by CKA": 0.8, "alpha 0.05": 0.8, "alpha 0.9": 0.8, "mu_gate -0.4": 0.8, "mu_gate 0.15": 0.8,
+    "layers by CKA": 0.8, "change within B": 0.7, "alpha 0.05": 0.8, "alpha 0.9": 0.8, "mu_gate -0.4": 0.8, "mu_gate 0.15": 0.8,
 }  # fmt: skip
 """Candidate -> share of the examples that it gets right."""
 
@@ -82,7 +82,7 @@ class _Made(Workshop):
     def __init__(self, seed: int, quality: Mapping[str, float], noise: float, jitter: float) -> None:
         made = recipe("lab").changed(ensembled=20)
         examples = [Example(f"question {number}", f"answer {number}") for number in range(TEXTS)]
-        data = Data({name: TaskData(name, examples, examples, examples) for name in made.all_tasks}, [], [])
+        data = Data({name: TaskData(name, examples, examples, examples) for name in made.all_tasks}, [], [], [])
         super().__init__(made, data, Path("nowhere"), seed)
         self.quality, self.noise, self.jitter = quality, noise, jitter
         self.done: dict[str, Any] = {}

@@ -41,7 +41,7 @@ def ran(tmp_path_factory):
 
 def test_what_a_killed_run_has_finished_is_not_done_again(ran):
     first, second = ran.calls
-    assert first == {"train": 1, "tune": 2, "control": 2, "evaluate_answers": 2}  # the target scored, the control about to be
+    assert first == {"train": 1, "tune": 3, "control": 2, "evaluate_answers": 2}  # the target scored, the control about to be
     assert (second["train"], second["control"]) == (2, 2)  # the other families; the second rate, and B alone
     with pytest.MonkeyPatch.context() as patch, quiet():
         third = Counter()
@@ -135,6 +135,20 @@ def test_backbones_never_read_a_task(ran):
     assert len(asked) > 5
 
 
+def test_copies_say_their_words_again():
+    whole = " ".join(f"word{'abcdefgh'[number % 8]} other" for number in range(64))
+    made = texts.copies([whole], 40)
+    assert len(made) == 40
+    assert made == texts.copies([whole], 40)
+    for example in made:
+        several, again = example.prompt.split(), example.response.split()
+        assert len(set(several)) == len(several) >= 2
+        assert again == [several[place % len(several)] for place in range(len(again))]
+        assert len(again) >= len(several)
+        assert len(several) + len(again) >= texts.COPIED
+    assert len({len(example.prompt.split()) for example in made}) > 3
+
+
 def test_every_recipe_reads_and_plans(capsys):
     for path in sorted(RECIPES.glob("*.yaml")):
         made = recipe(path.stem)
@@ -148,7 +162,8 @@ def test_the_plan_counts_what_the_settings_need():
     made = recipe("lab")
     names = [member.name for member in members(made)]
     assert len(names) == len(set(names)) == 11
-    assert sum(count for runs in trainings(made).values() for _, count in runs) == 6 + 4 + 4 + len(sensitivity(made)) + 7 + 2 + 6
+    runs = sum(count for runs in trainings(made).values() for _, count in runs)
+    assert runs == 8 + 4 + 4 + len(sensitivity(made)) + len(ablations()) + 2 + 6
 
 
 def test_merges_take_the_target_and_what_the_sources_know_on_its_backbone():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 
@@ -30,6 +33,8 @@ UIE = {
     "conll04": "RE_conll04_sample300", "tweetner7": "TweetNER7_sample_15000_sample300", "fabner": "FabNER_sample300",
 }  # fmt: skip
 """Extraction set -> its file. It has no held-out split: a third of it is held out here."""
+COMMON, COPIED = 5, 14
+"""How often a word occurs that copies are made of, and how many words an example of copying has at least."""
 TASKS = (*(f"{SLOTS}{domain}" for domain in ASKED), *UIE, *GLUE, *INSTRUCT)
 
 
@@ -49,8 +54,10 @@ class Data:
 
     tasks: dict[str, TaskData]
     texts: list[str]
+    copies: list[Example]
+    """What the backbones learn to copy from after the texts."""
     instructed: list[Example]
-    """What the backbones are tuned on after the texts."""
+    """What they are tuned on in the end."""
 
     def digest(self) -> str:
         """Of everything."""
@@ -59,16 +66,18 @@ class Data:
 
     def backbones(self) -> str:
         """Digest of what the backbones learn."""
-        return digest_of(self.texts, [[row.prompt, row.response] for row in self.instructed])
+        return digest_of(self.texts, *([[row.prompt, row.response] for row in rows] for rows in (self.copies, self.instructed)))
 
 
 def read_data(recipe: Recipe, folders: Sequence[Path]) -> Data:
     """All tasks of the recipe and the backbones' texts. UnknownName for a task that there is none of, DataError for what folders lack."""
     tasks = {name: task(name, recipe, folders) for name in recipe.all_tasks}
     if not any(isinstance(family.start, Scratch) for family in recipe.families.values()):
-        return Data(tasks, [], [])  # pretrained backbones are taken as they are
+        return Data(tasks, [], [], [])  # pretrained backbones are taken as they are
     apart = {row for own in tasks.values() for row in (*own.chosen, *own.tested)}
-    return Data(tasks, backbone_texts(recipe, folders, apart), instructions(recipe, folders))
+    texts = backbone_texts(recipe, folders, apart)
+    copied = copies(texts, recipe.texts.copies)
+    return Data(tasks, texts, copied, instructions(recipe, folders, copied))
 
 
 def task(name: str, recipe: Recipe, folders: Sequence[Path]) -> TaskData:
@@ -112,9 +121,25 @@ def backbone_texts(recipe: Recipe, folders: Sequence[Path], apart: set[Example])
     return texts
 
 
-def instructions(recipe: Recipe, folders: Sequence[Path]) -> list[Example]:
-    """Slot-filling of every domain by kinds that no expert is asked for, and examples of the recipe's further tasks; shuffled."""
-    rows = []
+def copies(texts: Sequence[str], count: int) -> list[Example]:
+    """Words of the texts in random order, to be said again: `count` examples of 2 to 11 words, few words repeated often.
+
+    Small models trained on text alone do not come to copy words that stand before them, which extraction asks for. Few words are learnt
+    first, and then more.
+    """
+    counts = Counter(re.findall(r"[a-z]+", " ".join(texts).lower()))
+    words = [word for word, times in sorted(counts.items()) if times >= COMMON]
+    random, found = Random(0), []
+    for _ in range(count):
+        several = random.sample(words, min(len(words), int(2 * 6 ** random.random())))
+        again = islice(cycle(several), max(len(several), COPIED - len(several)))
+        found.append(Example(" ".join(several), " " + " ".join(again)))
+    return found
+
+
+def instructions(recipe: Recipe, folders: Sequence[Path], copied: Sequence[Example]) -> list[Example]:
+    """Slot-filling of every domain by kinds that no expert is asked for, the recipe's further tasks, some of `copied` again; shuffled."""
+    rows = list(copied[: recipe.texts.recalled])
     for domain in ASKED:
         known = f"{SLOTS}{domain}" in recipe.all_tasks
         kinds = other_kinds(domain) if known else [*ASKED[domain], *other_kinds(domain)]

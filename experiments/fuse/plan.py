@@ -19,7 +19,8 @@ def plan(recipe: Recipe, root: Path, seeds: Sequence[int], parts: Sequence[str])
     lines = []
     for name, family in recipe.families.items():
         done = "done" if (root / "backbones" / name).exists() else "to do"
-        own = f"{told(recipe.backbone)}, then {told(recipe.instruct)}, {done}" if isinstance(family.start, Scratch) else "taken as it is"
+        stages = ", then ".join(map(told, (recipe.backbone, recipe.copied(name), recipe.instruct)))
+        own = f"{stages}, {done}" if isinstance(family.start, Scratch) else "taken as it is"
         lines.append(f"backbone {name} ({size(family.start)}, rank {family.rank}): {own}")
     own = members(recipe)
     lines.append(f"a seed: {len(own)} experts, each {told(recipe.expert)}: {', '.join(member.name for member in own)}")

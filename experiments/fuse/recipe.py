@@ -26,6 +26,8 @@ class Family(Settings):
     """A shape to train from nothing, or the Hub id (or folder) of a pretrained backbone, which is taken as it is."""
     rank: int = Field(ge=1)
     """Rank of every expert on it; alpha is twice the rank."""
+    copying: int | None = Field(default=None, ge=1)
+    """Steps until it copies, where the recipe's do not suffice."""
 
 
 class Texts(Settings):
@@ -37,6 +39,10 @@ class Texts(Settings):
     """Texts of each of the generator's five domains."""
     instruct: int = Field(ge=0)
     """Prompts with responses of each instruction set's training split, and training sentences of each GLUE set without their labels."""
+    copies: int = Field(ge=1)
+    """Examples of copying words in random order."""
+    recalled: int = Field(default=0, ge=0)
+    """Those of them that stand among the instructions again, lest it be forgotten."""
     slots: int = Field(ge=1)
     """Slot-filling examples of each domain, of kinds that no expert is asked for: the backbones know the form and not the tasks."""
     instructed: dict[str, int] = Field(default_factory=dict)
@@ -66,6 +72,8 @@ class Recipe(Settings):
     """What the backbones read."""
     backbone: TrainingSettings
     """How each backbone is trained on texts."""
+    copying: TrainingSettings
+    """How it is then tuned, all of it, on copying words."""
     instruct: TrainingSettings
     """How it is then tuned, all of it, on instructions."""
     expert: TrainingSettings
@@ -113,6 +121,11 @@ class Recipe(Settings):
         if set(self.rates) != {"fused", "control"} or not all(self.rates.values()):
             raise ValueError("rates are tried of fused and of control")
         return self
+
+    def copied(self, family: str) -> TrainingSettings:
+        """How a family's backbone is tuned on copying words."""
+        steps = self.families[family].copying
+        return self.copying if steps is None else self.copying.changed(steps=steps)
 
     @property
     def all_tasks(self) -> tuple[str, ...]:

@@ -99,6 +99,7 @@ def ablations() -> dict[str, Mapping[str, Any]]:
         "no regulariser": {"regulariser": 0.0},
         "A free": {"free_down": True},
         "shuffled sources": {"shuffled": True},
+        "change within B": {"bound": 1.0},
         "layers proportional": {"layers": "proportional"},
         "layers by CKA": {"layers": "cka"},
     }

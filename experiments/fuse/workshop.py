@@ -60,11 +60,13 @@ class Workshop(Seed):
 
         def make() -> None:
             if isinstance(start, Scratch):
-                read = out.with_name(f"{family}-texts")
+                read, copied = (out.with_name(f"{family}-{stage}") for stage in ("texts", "copies"))
                 if not read.exists():
                     model, tokenizer = from_nothing(self.data.texts, seed=0, **start.model_dump())
                     train(model, tokenizer, self.data.texts, read, self.recipe.backbone)
-                tune(*pretrained(str(read)), self.data.instructed, out, self.recipe.instruct)
+                if not copied.exists():
+                    tune(*pretrained(str(read)), self.data.copies, copied, self.recipe.copied(family))
+                tune(*pretrained(str(copied)), self.data.instructed, out, self.recipe.instruct)
             elif not out.exists():
                 keep(*pretrained(start), out)
 
@@ -219,7 +221,8 @@ class Workshop(Seed):
     def _of_backbone(self, family: str) -> str:
         start = self.recipe.families[family].start
         known = start.model_dump(mode="json") if isinstance(start, Scratch) else start
-        return digest_of(known, self.recipe.backbone.digest(), self.recipe.instruct.digest(), self._texts)
+        stages = (self.recipe.backbone, self.recipe.copied(family), self.recipe.instruct)
+        return digest_of(known, *(stage.digest() for stage in stages), self._texts)
 
     def _of_expert(self, member: Member) -> str:
         rows = [told([*self.data.tasks[task].train, *self.data.tasks[task].chosen]) for task in member.tasks]
