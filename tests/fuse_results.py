@@ -39,11 +39,12 @@ def results(
     opened: Mapping[str, float] | None = None,
     growth: float = 1.5,
     jitter: Mapping[int, float] | None = None,
+    lacking: Mapping[int, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """The results that `gather` makes of these shares; `fused:SETTING` names the fused adapter of one setting.
 
     noise: of a candidate's difficulties around everyone's; opened: gates of `real` and `noise`; growth: of condition numbers; jitter: what
-    is added to the share of `fused` with a seed.
+    is added to the share of `fused` with a seed; lacking: parts that a seed has not.
     """
     shops = [_Made(seed, {**QUALITY, **(quality or {})}, noise, (jitter or {}).get(seed, 0.0)) for seed in seeds]
 
@@ -65,7 +66,7 @@ def results(
         ):
             stack.enter_context(patch.object(owner, name, own))
         for shop in shops:
-            for part in parts:
+            for part in (part for part in parts if part not in (lacking or {}).get(shop.seed, ())):
                 shop.done[part] = PARTS[part](shop) | {"minutes": 3.0}
         return gather(shops, list(PARTS), "lab", {"device": "cpu"})[0]
 

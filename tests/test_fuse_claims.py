@@ -10,7 +10,7 @@ from asterism.core.errors import DataError
 from experiments.fuse import summaries
 from experiments.fuse.claims import CLAIMS, judged
 from experiments.fuse.judging import needed
-from experiments.fuse.report import html
+from experiments.fuse.report import html, size
 from experiments.fuse.view import View, mirrored
 from experiments.verdicts import counted
 from tests.fuse_results import TEXTS, results
@@ -123,7 +123,9 @@ def test_a_control_that_does_as_well_is_said_plainly():
 def test_sources_that_matter_or_harm_are_said_too(paperlike):
     assert "The sources matter with one source" in " ".join(summaries.lines(View(paperlike)))
     harmed = results({"control": 0.95}, parts=["single"], seeds=(42, 43))
-    assert "cost more than they bring" in " ".join(summaries.lines(View(harmed)))
+    told = " ".join(summaries.lines(View(harmed)))
+    assert "cost more than they bring" in told
+    assert summaries.WANTED in told
 
 
 def test_examples_needed_grow_with_the_square_of_the_interval():
@@ -140,6 +142,20 @@ def test_the_report_shows_every_part(paperlike):
         assert title in text
     assert text.count("<svg") > 20
     assert "Every claim" in text
+
+
+def test_a_part_that_lacks_a_seed_says_so():
+    made = results(parts=["single", "unseen"], lacking={44: ["unseen"]})
+    view = View(made)
+    assert (view.fewer("single"), view.fewer("unseen")) == ([], [42, 43])
+    assert len(view.row("single", "single", "fused")["by_seed"]) == 3
+    assert len(view.row("unseen", "unseen", "fused")["by_seed"]) == 2
+    told = "A family nothing was chosen by (seeds 42, 43 alone)"
+    titles = [table.title for table in summaries.tables(view)]
+    assert told in titles
+    assert "A single source" in titles
+    assert told in html(made)
+    assert size(view).endswith(f"3 seeds; {told}.")
 
 
 def test_the_report_of_one_part_leaves_the_others_out():

@@ -23,18 +23,17 @@ AGAINST = (TARGET, CONTROL, FUSED)
 
 
 def gather(shops: Sequence[Workshop], parts: Sequence[str], scale: str, machine: Mapping[str, Any]) -> tuple[Row, list[Row]]:
-    """(results, raw rows) of the parts that are finished for all seeds."""
-    found = {part: [value for shop in shops if (value := shop.found(part)) is not None] for part in parts}
-    found = {part: values for part, values in found.items() if len(values) == len(shops)}
+    """(results, raw rows) of the parts that are finished, each for its seeds."""
+    found = {part: {shop.seed: value for shop in shops if (value := shop.found(part)) is not None} for part in parts}
     results: Row = {"format_version": FORMAT, "scale": scale, "machine": dict(machine), "seeds": [shop.seed for shop in shops]}
     results |= described(shops)
     scores, gains, facts, raw = [], [], [], []
     for part, values in found.items():
         cells: dict[str, list[Row]] = {}
-        for shop, value in zip(shops, values, strict=True):
-            rows = [{**row, "seed": shop.seed} for row in value["rows"]]
+        for seed, value in values.items():
+            rows = [{**row, "seed": seed} for row in value["rows"]]
             raw += [{"part": part, **row} for row in rows]
-            facts += [{"part": part, "seed": shop.seed, **fact} for fact in value["facts"]]
+            facts += [{"part": part, "seed": seed, **fact} for fact in value["facts"]]
             for row in rows:
                 cells.setdefault(row["setting"], []).append(row)
         for setting, rows in cells.items():
@@ -42,7 +41,11 @@ def gather(shops: Sequence[Workshop], parts: Sequence[str], scale: str, machine:
             made = summed(rows, scale)
             scores += [where | row for row in made["scores"]]
             gains += [where | row for row in made["gains"] if row["task"] == ALL or {row["candidate"], row["rival"]} & {FUSED}]
-    minutes = [{"part": part, "by_seed": [value.get("minutes") for value in values]} for part, values in found.items()]
+    minutes = [
+        {"part": part, "seeds": list(values), "by_seed": [value.get("minutes") for value in values.values()]}
+        for part, values in found.items()
+        if values
+    ]
     return results | {"minutes": minutes, "scores": scores, "gains": gains, "facts": facts}, raw
 
 

@@ -34,8 +34,8 @@ def html(results: Mapping[str, Any]) -> str:
         view=view,
         settings=view.results["settings"],
         gains=panels.gain_panels(view),
-        parts=[(title, panels.score_panels(view, part)) for part, title in summaries.TITLES.items() if part not in VARIED],
-        variants=[(summaries.TITLES[part], panels.variant_panels(view, part)) for part in VARIED],
+        parts=[(summaries.titled(view, part), panels.score_panels(view, part)) for part in summaries.TITLES if part not in VARIED],
+        variants=[(summaries.titled(view, part), panels.variant_panels(view, part)) for part in VARIED],
         changes=changes,
         legend=legend,
         tables=summaries.tables(view),
@@ -57,4 +57,5 @@ def size(view: View) -> str:
         if "parameters" in own
     ]
     count = f"{len(view.seeds)} seed{'s' if len(view.seeds) > 1 else ''}"
-    return f"Measured on {'; '.join(families) or 'backbones that are not at hand'}; {count}."
+    fewer = "".join(f"; {summaries.titled(view, part)}" for part in summaries.TITLES if view.fewer(part))
+    return f"Measured on {'; '.join(families) or 'backbones that are not at hand'}; {count}{fewer}."

@@ -23,6 +23,11 @@ TITLES = {
     "anchors": "Other anchors", "sensitivity": "Where alpha and the gates start", "ablations": "Its pieces",
 }  # fmt: skip
 """Parts in words."""
+WANTED = (
+    "it would need tasks of which far fewer examples can be replayed than the sources learnt from, or experts that know what the replay "
+    "examples do not show"
+)
+"""What would be needed for sources to matter where a control without them does as well or better."""
 
 
 def label(candidate: str) -> str:
@@ -32,11 +37,17 @@ def label(candidate: str) -> str:
     return LABELS.get(candidate, scores.called(candidate))
 
 
+def titled(view: View, part: str) -> str:
+    """A part in words, with its seeds where they are not all."""
+    own = view.fewer(part)
+    return f"{TITLES[part]} (seeds {', '.join(map(str, own))} alone)" if own else TITLES[part]
+
+
 def headings(view: View) -> list[tuple[str, str, str]]:
     """(part, setting, title) of every setting that was measured."""
     found = []
-    for part, title in TITLES.items():
-        settings = view.measured(part)
+    for part in TITLES:
+        settings, title = view.measured(part), titled(view, part)
         found += [(part, name, title if len(settings) == 1 else f"{title}: {name}") for name in settings]
     return found
 
@@ -125,7 +136,7 @@ def took(view: View) -> Table:
     rows = []
     for row in view.rows("minutes"):
         if all(value is not None for value in row["by_seed"]):
-            rows.append((TITLES[row["part"]], ", ".join(f"{value:.1f}" for value in row["by_seed"])))
+            rows.append((titled(view, row["part"]), ", ".join(f"{value:.1f}" for value in row["by_seed"])))
     note = "Of the process that ran the part, what an earlier part had made not counted; of a part that was killed, since then."
     return Table("Time", "Core-minutes", ("part", "seed by seed"), tuple(rows), note)
 
@@ -136,7 +147,7 @@ def tables(view: View) -> list[Table]:
     for part, setting, title in headings(view):
         if part not in ("sensitivity", "ablations"):
             made.append(everyone(view, part, setting, title))
-    made += [variants(view, part, TITLES[part]) for part in ("sensitivity", "ablations") if view.measured(part)]
+    made += [variants(view, part, titled(view, part)) for part in ("sensitivity", "ablations") if view.measured(part)]
     made += [gates(view), behaviour(view), took(view)]
     return [table for table in made if table.rows and not table.empty]
 
@@ -162,15 +173,11 @@ def _control(view: View, row: Row, where: str) -> str:
     if outcome == "held":
         return f"The sources matter {where}: {told}."
     if outcome == "not held":
-        return f"The sources cost more than they bring {where}: {told}."
-    enough = needed(row)
-    if enough is not None:
+        return f"The sources cost more than they bring {where}: {told}; {WANTED}."
+    if (enough := needed(row)) is not None:
         need = f"if that were the true gain, about {enough:,} held-out examples in the place of {row['n']:,} would tell it from none"
     else:
-        need = (
-            "more examples would not help; it would need tasks of which far fewer examples can be replayed than the sources "
-            "learnt from, or experts that know what the replay examples do not show"
-        )
+        need = f"more examples would not help; {WANTED}"
     return f"The control without sources does as well {where}: {told}; {need}."
 
 

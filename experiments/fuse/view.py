@@ -40,6 +40,11 @@ class View:
         """The settings of a part that were measured."""
         return list(dict.fromkeys(row["setting"] for row in self.rows("scores", part=part)))
 
+    def fewer(self, part: str) -> list[int]:
+        """The seeds of a part that was not measured on all of them; none of a part that was."""
+        own = next((list(row["seeds"]) for row in self.rows("minutes", part=part)), self.seeds)
+        return [] if own == self.seeds else own
+
     def candidates(self, part: str, setting: str) -> list[str]:
         """Everyone who was scored in a setting."""
         return list(dict.fromkeys(row["candidate"] for row in self.rows("scores", part=part, setting=setting)))
