@@ -50,7 +50,7 @@ def gain_panels(view: View) -> list[Panel]:
     """What the fused adapter is above the target and above the control, setting by setting."""
     bars: dict[str, list[tuple[str, float, float, float]]] = {}
     n = 0
-    for part, setting, title in headings(view):
+    for part, setting, title in headings(view, seeds=False):
         if part not in FUSED_IN:
             continue
         for rival in (TARGET, CONTROL):

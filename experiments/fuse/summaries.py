@@ -43,11 +43,11 @@ def titled(view: View, part: str) -> str:
     return f"{TITLES[part]} (seeds {', '.join(map(str, own))} alone)" if own else TITLES[part]
 
 
-def headings(view: View) -> list[tuple[str, str, str]]:
-    """(part, setting, title) of every setting that was measured."""
+def headings(view: View, *, seeds: bool = True) -> list[tuple[str, str, str]]:
+    """(part, setting, title) of every setting that was measured; seeds: named in the titles of parts that have not all."""
     found = []
     for part in TITLES:
-        settings, title = view.measured(part), titled(view, part)
+        settings, title = view.measured(part), titled(view, part) if seeds else TITLES[part]
         found += [(part, name, title if len(settings) == 1 else f"{title}: {name}") for name in settings]
     return found
 
