@@ -24,7 +24,8 @@ AGAINST = (TARGET, CONTROL, FUSED)
 
 def gather(shops: Sequence[Workshop], parts: Sequence[str], scale: str, machine: Mapping[str, Any]) -> tuple[Row, list[Row]]:
     """(results, raw rows) of the parts that are finished, each for its seeds."""
-    found = {part: {shop.seed: value for shop in shops if (value := shop.found(part)) is not None} for part in parts}
+    measured = {part: {shop.seed: value for shop in shops if (value := shop.found(part)) is not None} for part in parts}
+    found = {part: values for part, values in measured.items() if values}
     results: Row = {"format_version": FORMAT, "scale": scale, "machine": dict(machine), "seeds": [shop.seed for shop in shops]}
     results |= described(shops)
     scores, gains, facts, raw = [], [], [], []
@@ -44,7 +45,6 @@ def gather(shops: Sequence[Workshop], parts: Sequence[str], scale: str, machine:
     minutes = [
         {"part": part, "seeds": list(values), "by_seed": [value.get("minutes") for value in values.values()]}
         for part, values in found.items()
-        if values
     ]
     return results | {"minutes": minutes, "scores": scores, "gains": gains, "facts": facts}, raw
 
