@@ -85,6 +85,15 @@ def test_a_row_that_is_no_example_is_named_by_file_and_line(tmp_path, row, told)
     assert str(caught.value).startswith(told.format(f"{place}:2") + "\n  mend: ")
 
 
+def test_a_broken_line_is_told_what_an_example_looks_like(tmp_path):
+    place = tmp_path / "rows.jsonl"
+    place.write_text('{"prompt": "Who?", "response": "Me."}\n{"prompt": \n')
+    with pytest.raises(DataError) as caught:
+        read_examples(place)
+    mend = 'write one {"prompt": ..., "response": ...} object a line'
+    assert str(caught.value) == f"A line is not JSON.\n  met:  {place}:2: Expecting value\n  mend: {mend}"
+
+
 @pytest.mark.parametrize("roles", [("user", "assistant", "user", "assistant"), ("system", "user", "assistant"), ("user",)], ids=str)
 def test_a_conversation_of_several_turns_is_refused(tmp_path, roles):
     place = tmp_path / "rows.jsonl"

@@ -123,8 +123,8 @@ def check_domains(probes: Iterable[Probe], known: Sequence[str]) -> None:
                 raise UnknownName(f"domain (probe {probe.id!r})", name, known)
 
 
-def placed_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, object) of every line that is not blank."""
+def placed_rows(path: Path, form: str = '{"text": ...}') -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, object) of every line that is not blank; `form` is the object that a broken line's error asks for."""
     try:
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
@@ -132,7 +132,7 @@ def placed_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     where = f"{path}:{number}"
-                    yield where, _row(line, where)
+                    yield where, _row(line, where, form)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError("A text file cannot be read.", met=f"{path}: {error}", mend="give JSON lines, plain or gzip") from None
 
@@ -178,15 +178,15 @@ def _take_probes(corpus: Corpus, probes: list[Probe]) -> None:
             corpus.heldout.setdefault(probe.domains[0], []).append(probe)
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
+def _row(line: bytes, where: str, form: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"))  # a byte order mark is no part of the text
     except UnicodeDecodeError as error:
         raise DataError("A line is not UTF-8.", met=f"{where}, byte {error.start}", mend="convert the file to UTF-8") from None
     except json.JSONDecodeError as error:
-        raise DataError("A line is not JSON.", met=f"{where}: {error.msg}", mend='write one {"text": ...} object a line') from None
+        raise DataError("A line is not JSON.", met=f"{where}: {error.msg}", mend=f"write one {form} object a line") from None
     if not isinstance(row, dict):
-        raise DataError("A line is not an object.", met=where, mend='write one {"text": ...} object a line')
+        raise DataError("A line is not an object.", met=where, mend=f"write one {form} object a line")
     return row
 
 

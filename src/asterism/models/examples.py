@@ -166,7 +166,7 @@ def _placed(source: Any, split: str, limit: int | None) -> Iterator[tuple[str, A
         return ((f"row {number}", row) for number, row in enumerate(source, 1))
     place = Path(source).expanduser()
     if place.is_file() and place.suffix not in TABLES:
-        return placed_rows(place)
+        return placed_rows(place, '{"prompt": ..., "response": ...}')
     if place.is_file() or is_dataset(str(source)):
         rows = dataset_rows(str(place if place.exists() else source), split=split, limit=limit)
         return ((f"{source}, row {number}", row) for number, row in enumerate(rows, 1))
