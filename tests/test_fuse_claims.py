@@ -117,7 +117,7 @@ def test_a_control_that_does_as_well_is_said_plainly():
     if row["gain"] > 0:
         assert f"{needed(row):,} held-out examples" in told
     else:
-        assert "more examples would not help" in told
+        assert "more held-out examples would not help" in told
 
 
 def test_sources_that_matter_or_harm_are_said_too(paperlike):
@@ -125,7 +125,28 @@ def test_sources_that_matter_or_harm_are_said_too(paperlike):
     harmed = results({"control": 0.95}, parts=["single"], seeds=(42, 43))
     told = " ".join(summaries.lines(View(harmed)))
     assert "cost more than they bring" in told
-    assert summaries.WANTED in told
+    assert f"it would need tasks of which far fewer examples can be replayed than the sources learnt from, or {summaries.KNOW_MORE}" in told
+
+
+@pytest.mark.parametrize(
+    ("scarce", "told"),
+    [
+        ({}, "it would need fewer examples to replay, a tenth or a third of these (below), or experts"),
+        ({"fused:a third": 0.6}, "it would need fewer examples to replay, a tenth of these (below), or experts"),
+        (
+            {"fused:a tenth": 0.6, "fused:a third": 0.6},
+            "fewer examples to replay would not do, a tenth or a third of these (below); it would",
+        ),
+    ],
+)
+def test_what_fewer_replay_examples_tell_of_what_would_be_needed(scarce, told):
+    made = results({"control": 0.7, "fused:single": 0.5, **scarce}, parts=["single", "scarce"], seeds=(42, 43))
+    said = summaries.lines(View(made))
+    assert told in " ".join(said)
+    assert [line.startswith("With a t") for line in said[-2:]] == [True, True]
+    assert "+" in said[-2] or "−" in said[-2]
+    titles = [table.title for table in summaries.tables(View(made))]
+    assert {"Fewer replay examples: a tenth", "Fewer replay examples: a third"} <= set(titles)
 
 
 def test_examples_needed_grow_with_the_square_of_the_interval():

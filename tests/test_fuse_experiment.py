@@ -124,6 +124,17 @@ def test_examples_are_learnt_from_choose_or_test(ran):
     assert ran.shop.replayed(ran.shop.settings["irrelevant"]) == single
 
 
+def test_a_share_of_the_replay_examples_is_learnt_in_as_many_steps_as_all(ran):
+    single, fewer = (ran.shop.settings[name] for name in ("single", "a third"))
+    rows = ran.shop.replayed(fewer)
+    assert len(rows) == len(single.tasks) < len(ran.shop.replayed(single))
+    assert set(rows) < set(ran.shop.replayed(single))
+    assert fewer.replayed != single.replayed  # controls are shared by this name
+    epochs = Workshop(ran.shop.recipe.changed(training={"epochs": 3, "batch_size": 2}), ran.shop.data, ran.runs, 42)
+    assert epochs.training(1e-3, fewer).steps == 3 * len(ran.shop.replayed(single)) / 2
+    assert epochs.training(1e-3, single).epochs == 3
+
+
 def test_backbones_never_read_a_task(ran):
     whole = "\n".join(ran.shop.data.texts)
     for name in ("slots-medical", "slots-legal", "slots-science", "agnews"):
@@ -155,7 +166,7 @@ def test_every_recipe_reads_and_plans(capsys):
         assert set(made.all_tasks) <= set(texts.TASKS)
         assert set(made.all_tasks) | set(made.families) <= set(made.called)
         entry.main(["--scale", path.stem, "--dry-run", "--out", "nowhere"])
-        assert "to do: single, multi, noisy, sensitivity, ablations, unseen, anchors" in capsys.readouterr().out
+        assert "to do: single, multi, noisy, sensitivity, ablations, unseen, anchors, scarce" in capsys.readouterr().out
 
 
 def test_the_plan_counts_what_the_settings_need():
@@ -163,7 +174,7 @@ def test_the_plan_counts_what_the_settings_need():
     names = [member.name for member in members(made)]
     assert len(names) == len(set(names)) == 11
     runs = sum(count for runs in trainings(made).values() for _, count in runs)
-    assert runs == 8 + 4 + 4 + len(sensitivity(made)) + len(ablations()) + 2 + 6
+    assert runs == 8 + 4 + 4 + len(sensitivity(made)) + len(ablations()) + 2 + 6 + 6
 
 
 def test_merges_take_the_target_and_what_the_sources_know_on_its_backbone():

@@ -1,1 +1,1 @@
-"""Fusing experts of different families: seven parts, and which claims hold."""
+"""Fusing experts of different families: eight parts, and which claims hold."""

@@ -1,4 +1,4 @@
-"""HeteroFusion: fuse experts of three families in seven ways, beside their rivals, and see which of the paper's claims hold.
+"""HeteroFusion: fuse experts of three families in eight ways, beside their rivals, and see which of the paper's claims hold.
 
     python -m experiments.fuse --data ../shared/data [--scale lab|pocket|paper] [--only PART] [--seeds 42 43 44] [--dry-run]
 

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.fuse.judging import FUSED_IN, MARGIN, RIVALS, WORSE, beats, conditioned, keeps, silenced, steady
 from experiments.fuse.parts import CLEAN
 from experiments.fuse.rivals import CONTROL, CONTROL_UP, FUSED, TARGET
-from experiments.fuse.setting import NOISY, SINGLE
+from experiments.fuse.setting import NOISY, SHUFFLED, SINGLE
 from experiments.fuse.view import View
 from experiments.verdicts import Claim, Verdict
 
@@ -63,7 +63,7 @@ CLAIMS = (
     Claim(
         "structure", SOURCES, "Without shared structure there is no gain: sources whose rows are shuffled do not help as the real ones do.",
         "What would settle it", over("the fusion with the real source", "the one with the same source, its factors' rows in random order"),
-        beats("ablations", (SINGLE,), FUSED, ("shuffled sources",)),
+        beats("ablations", (SINGLE,), FUSED, (SHUFFLED,)),
     ),
     Claim(
         "robust", ROBUST, "It keeps its performance when sources are noise.", "If this is right, 3; Fig. 2",

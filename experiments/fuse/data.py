@@ -151,12 +151,13 @@ def instructions(recipe: Recipe, folders: Sequence[Path], copied: Sequence[Examp
     return rows
 
 
-def replayed(data: Data, recipe: Recipe, tasks: Sequence[str], seed: int) -> list[Example]:
-    """The replay examples of these tasks: a draw of each by the seed, the same whoever else is replayed; shuffled."""
+def replayed(data: Data, recipe: Recipe, tasks: Sequence[str], seed: int, share: float = 1.0) -> list[Example]:
+    """The replay examples of these tasks: a draw of each by the seed, the same whoever else is replayed, or a share of it; shuffled."""
     rows = []
     for name in tasks:
         own = data.tasks[name].train
-        rows += Random(f"replay:{name}:{seed}").sample(own, min(recipe.replay, len(own)))
+        drawn = Random(f"replay:{name}:{seed}").sample(own, min(recipe.replay, len(own)))
+        rows += drawn[: max(1, round(share * len(drawn)))]
     Random(seed).shuffle(rows)
     return rows
 

@@ -118,7 +118,7 @@ def described(shops: Sequence[Workshop]) -> Row:
     settings = [
         {
             "name": own.name, "target": _member(own.target), "sources": [_member(each) for each in own.sources],
-            "noise": [_member(each) for each in own.noise], "tasks": list(own.tasks),
+            "noise": [_member(each) for each in own.noise], "tasks": list(own.tasks), "share": own.share,
         }
         for own in shop.settings.values()
     ]  # fmt: skip

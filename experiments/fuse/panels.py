@@ -10,10 +10,9 @@ from asterism.evaluate.answers import ALL
 from asterism.report.bars import share_bars
 from asterism.report.ladders import ladder
 from asterism.report.maps import heat_map
-from experiments.fuse.judging import FUSED_IN
 from experiments.fuse.rivals import CONTROL, FUSED, TARGET
 from experiments.fuse.setting import SINGLE
-from experiments.fuse.summaries import TITLES, headings, label, ranked
+from experiments.fuse.summaries import TITLES, VARIED, headings, label, ranked
 from experiments.fuse.view import View
 
 FUNCTIONS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -51,7 +50,7 @@ def gain_panels(view: View) -> list[Panel]:
     bars: dict[str, list[tuple[str, float, float, float]]] = {}
     n = 0
     for part, setting, title in headings(view, seeds=False):
-        if part not in FUSED_IN:
+        if part in VARIED:
             continue
         for rival in (TARGET, CONTROL):
             row = view.gain(part, setting, FUSED, rival)
@@ -85,7 +84,7 @@ def change_panels(view: View) -> tuple[list[Panel], str]:
     """|B_new − B| / |B| by function and setting, the mean over blocks and seeds, and which setting has which number."""
     rows: dict[str, list[float | None]] = {}
     for part, setting, title in headings(view):
-        facts = [fact["by_function"] for fact in view.facts(part, setting)] if part in FUSED_IN else []
+        facts = [fact["by_function"] for fact in view.facts(part, setting)] if part not in VARIED else []
         if facts:
             rows[title] = [_mean([fact[function] for fact in facts if fact.get(function) is not None]) for function in FUNCTIONS]
     values = [value for row in rows.values() for value in row if value is not None]

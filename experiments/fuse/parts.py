@@ -1,4 +1,4 @@
-"""The seven parts. Each is {rows, facts}: what every candidate made of every held-out example, and what each fusion says of itself."""
+"""The eight parts. Each is {rows, facts}: what every candidate made of every held-out example, and what each fusion says of itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from asterism.core.storage import read_json
 from asterism.fuse.card import RECORD
 from experiments.fuse.rivals import FUSED, fused, plain, rivals, told
-from experiments.fuse.setting import ANCHORS, MULTI, NOISY, SINGLE, UNSEEN, Setting, ablations, sensitivity
+from experiments.fuse.setting import ANCHORS, FEWER, MULTI, NOISY, SHUFFLED, SINGLE, UNSEEN, Setting, ablations, sensitivity
 from experiments.fuse.workshop import Row, Workshop, chosen_loss
 
 CLEAN, UNTUNED = "clean", "untuned"
@@ -65,6 +65,17 @@ def anchors(shop: Workshop) -> Part:
     return {"rows": rows, "facts": facts}
 
 
+def scarce(shop: Workshop) -> Part:
+    """The single source where fewer examples can be replayed, beside the control that has no more, and beside the source shuffled."""
+    rows, facts = [], []
+    for name in FEWER:
+        setting = shop.settings[name]
+        rows += plain(shop, setting) + told(setting, FUSED, fused(shop, setting))
+        rows += told(setting, SHUFFLED, fused(shop, setting, SHUFFLED, **ablations()[SHUFFLED]))
+        facts.append(fact(shop, setting))
+    return {"rows": rows, "facts": facts}
+
+
 def varied(changes: Mapping[str, Mapping[str, Any]]) -> Callable[[Workshop], Part]:
     """A part that fuses the single source by other settings."""
 
@@ -92,6 +103,7 @@ def ablated(shop: Workshop) -> Part:
 
 PARTS: dict[str, Callable[[Workshop], Part]] = {
     "single": single, "multi": multi, "noisy": noisy, "sensitivity": sensitive, "ablations": ablated, "unseen": unseen, "anchors": anchors,
+    "scarce": scarce,
 }  # fmt: skip
 """In this order: what an earlier part trained a later one finds."""
 

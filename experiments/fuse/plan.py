@@ -11,7 +11,7 @@ from asterism.models.scratch import new_config
 from asterism.models.settings import TrainingSettings
 from experiments.constellation.rung import Scratch
 from experiments.fuse.recipe import Recipe
-from experiments.fuse.setting import ANCHORS, NOISY, Member, Setting, ablations, relatives, sensitivity, settings_of
+from experiments.fuse.setting import ANCHORS, FEWER, NOISY, Member, Setting, ablations, relatives, sensitivity, settings_of
 
 
 def plan(recipe: Recipe, root: Path, seeds: Sequence[int], parts: Sequence[str]) -> str:
@@ -60,6 +60,7 @@ def trainings(recipe: Recipe) -> dict[str, list[tuple[Setting, int]]]:
         "ablations": [(made["single"], len(ablations()))],
         "unseen": [(made["unseen"], 2)],
         "anchors": [(made[name], 2) for name in ANCHORS],
+        "scarce": [(made[name], 3) for name in FEWER],
     }
 
 

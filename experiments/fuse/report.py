@@ -34,18 +34,16 @@ def html(results: Mapping[str, Any]) -> str:
         view=view,
         settings=view.results["settings"],
         gains=panels.gain_panels(view),
-        parts=[(summaries.titled(view, part), panels.score_panels(view, part)) for part in summaries.TITLES if part not in VARIED],
-        variants=[(summaries.titled(view, part), panels.variant_panels(view, part)) for part in VARIED],
+        parts=[
+            (summaries.titled(view, part), panels.score_panels(view, part)) for part in summaries.TITLES if part not in summaries.VARIED
+        ],
+        variants=[(summaries.titled(view, part), panels.variant_panels(view, part)) for part in summaries.VARIED],
         changes=changes,
         legend=legend,
         tables=summaries.tables(view),
         themes=by_theme(register),
         counted=counted(register),
     )
-
-
-VARIED = ("sensitivity", "ablations")
-"""Parts that change one fusion's settings."""
 
 
 def size(view: View) -> str:

@@ -72,7 +72,7 @@ def distilled(shop: Workshop, setting: Setting) -> list[Row]:
         teachers = {source.name: Teacher([shop.origin, source.name], shop.opened(source)) for source in setting.all_sources}
         backbone, adapter = shop.place(setting.target)
         model, tokenizer = pretrained(str(backbone), dtype=torch.float32)
-        training, apart = shop.training(shop.rate("control")), shop.chosen(setting)
+        training, apart = shop.training(shop.rate("control"), setting), shop.chosen(setting)
         at: Any = (model.to(device()), tokenizer)  # pyright: ignore[reportArgumentType]
         distil(at, adapter, teachers, shop.replayed(setting), out, DistillationSettings(), training, held_out=apart)
 

@@ -1,4 +1,4 @@
-"""Who is fused into whom: experts, and the settings of the seven parts."""
+"""Who is fused into whom: experts, and the settings of the eight parts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 from experiments.fuse.recipe import Recipe, Role
 
 SINGLE, MULTI, UNSEEN = "single", "multi", "unseen"
+SHUFFLED = "shuffled sources"
+"""The candidate whose sources have their sizes and not their knowledge."""
 NOISY = ("irrelevant", "random", "irrelevant and random")
 ANCHORS = ("another task", "another rank", "another family")
+FEWER = {"a tenth": 0.1, "a third": 1 / 3}
+"""Settings with this share of the single one's replay examples, and as many steps."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Setting:
     sources: tuple[Member, ...]
     noise: tuple[Member, ...] = ()
     """Sources that bring no task."""
+    share: float = 1.0
+    """Of each task's replay examples."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -53,7 +59,8 @@ class Setting:
     @property
     def replayed(self) -> str:
         """What settings have in common whose target and replay data are the same: controls are shared by it."""
-        return f"{self.target.name}+{'+'.join(self.tasks)}"
+        whole = f"{self.target.name}+{'+'.join(self.tasks)}"
+        return whole if self.share == 1 else f"{whole}, {self.share:.2g}"
 
 
 def settings_of(recipe: Recipe) -> dict[str, Setting]:
@@ -74,6 +81,7 @@ def settings_of(recipe: Recipe) -> dict[str, Setting]:
         replace(single, name=ANCHORS[0], target=replace(target, tasks=recipe.anchor)),
         replace(single, name=ANCHORS[1], target=replace(target, rank=recipe.anchor_rank)),
         replace(single, name=ANCHORS[2], target=moved),
+        *(replace(single, name=name, share=share) for name, share in FEWER.items()),
     ]
     return {setting.name: setting for setting in made}
 
@@ -98,7 +106,7 @@ def ablations() -> dict[str, Mapping[str, Any]]:
         "no gate": {"gate": False},
         "no regulariser": {"regulariser": 0.0},
         "A free": {"free_down": True},
-        "shuffled sources": {"shuffled": True},
+        SHUFFLED: {"shuffled": True},
         "change within B": {"bound": 1.0},
         "layers proportional": {"layers": "proportional"},
         "layers by CKA": {"layers": "cka"},

@@ -7,10 +7,10 @@ from typing import Any
 
 from asterism.evaluate.answers import ALL
 from asterism.report import scores
-from experiments.fuse.judging import FUSED_IN, RIVALS, needed, sure
+from experiments.fuse.judging import RIVALS, needed, sure
 from experiments.fuse.parts import CLEAN, UNTUNED
 from experiments.fuse.rivals import CONTROL, CONTROL_UP, FUSED, SOURCE, TARGET
-from experiments.fuse.setting import MULTI, SINGLE
+from experiments.fuse.setting import FEWER, MULTI, SHUFFLED, SINGLE
 from experiments.fuse.view import Row, View, measure
 from experiments.tables import Table
 
@@ -20,14 +20,13 @@ LABELS = {
 }  # fmt: skip
 TITLES = {
     "single": "A single source", "multi": "Sources of two families", "noisy": "Among noise", "unseen": "A family nothing was chosen by",
-    "anchors": "Other anchors", "sensitivity": "Where alpha and the gates start", "ablations": "Its pieces",
+    "anchors": "Other anchors", "scarce": "Fewer replay examples", "sensitivity": "Where alpha and the gates start",
+    "ablations": "Its pieces",
 }  # fmt: skip
 """Parts in words."""
-WANTED = (
-    "it would need tasks of which far fewer examples can be replayed than the sources learnt from, or experts that know what the replay "
-    "examples do not show"
-)
-"""What would be needed for sources to matter where a control without them does as well or better."""
+VARIED = ("sensitivity", "ablations")
+"""Parts that change one fusion's settings."""
+KNOW_MORE = "experts that know what the replay examples do not show"
 
 
 def label(candidate: str) -> str:
@@ -81,7 +80,7 @@ def beside_control(view: View) -> Table:
     """What the fused adapter is above the target and above the control, in every setting."""
     rows = []
     for part, setting, title in headings(view):
-        if part in ("sensitivity", "ablations"):
+        if part in VARIED:
             continue
         gains = [view.gain(part, setting, FUSED, rival) for rival in (TARGET, CONTROL)]
         told = [measure(row, by) if row else None for by in ("score", "loss") for row in gains]  # pyright: ignore[reportArgumentType]
@@ -109,7 +108,7 @@ def gates(view: View) -> Table:
     """Share of open gate entries by source."""
     rows = []
     for part, setting, title in headings(view):
-        facts = [fact for fact in view.facts(part, setting) if fact["open"]] if part in FUSED_IN else []
+        facts = [fact for fact in view.facts(part, setting) if fact["open"]] if part not in VARIED else []
         if not facts:
             continue
         noise = {own["name"] for own in view.setting(setting)["noise"]}
@@ -124,7 +123,7 @@ def behaviour(view: View) -> Table:
     """What became of the target's B."""
     rows = []
     for part, setting, title in headings(view):
-        if part in FUSED_IN and (facts := view.facts(part, setting)):
+        if part not in VARIED and (facts := view.facts(part, setting)):
             most = [fact["condition_growth_most"] for fact in facts if fact["condition_growth_most"] is not None]
             rows.append((title, *_behaviour(facts), f"{max(most):.3g}" if most else None, _mean(facts, "alpha")))
     columns = ("setting", "gates open", "change of B", "growth of condition", "largest growth", "alpha at the end")
@@ -145,9 +144,9 @@ def tables(view: View) -> list[Table]:
     """All of them that hold something."""
     made = [beside_control(view)]
     for part, setting, title in headings(view):
-        if part not in ("sensitivity", "ablations"):
+        if part not in VARIED:
             made.append(everyone(view, part, setting, title))
-    made += [variants(view, part, titled(view, part)) for part in ("sensitivity", "ablations") if view.measured(part)]
+    made += [variants(view, part, titled(view, part)) for part in VARIED if view.measured(part)]
     made += [gates(view), behaviour(view), took(view)]
     return [table for table in made if table.rows and not table.empty]
 
@@ -163,7 +162,7 @@ def lines(view: View) -> list[str]:
         if control and control["gain"] is not None:
             said.append(_control(view, control, words[0].lower() + words[1:]))
         said += _rivals(view, part, setting, words)
-    return said
+    return said + _fewer(view)
 
 
 def _control(view: View, row: Row, where: str) -> str:
@@ -173,12 +172,34 @@ def _control(view: View, row: Row, where: str) -> str:
     if outcome == "held":
         return f"The sources matter {where}: {told}."
     if outcome == "not held":
-        return f"The sources cost more than they bring {where}: {told}; {WANTED}."
+        return f"The sources cost more than they bring {where}: {told}; {wanted(view)}."
     if (enough := needed(row)) is not None:
         need = f"if that were the true gain, about {enough:,} held-out examples in the place of {row['n']:,} would tell it from none"
     else:
-        need = f"more examples would not help; {WANTED}"
+        need = f"more held-out examples would not help; {wanted(view)}"
     return f"The control without sources does as well {where}: {told}; {need}."
+
+
+def wanted(view: View) -> str:
+    """What would be needed for sources to matter where a control without them does as well or better."""
+    tried = {name: row for name in FEWER if (row := view.gain("scarce", name, FUSED, CONTROL))}
+    enough = [name for name, row in tried.items() if sure(row) == "held"]
+    if enough:
+        return f"it would need fewer examples to replay, {' or '.join(enough)} of these (below), or {KNOW_MORE}"
+    if tried:
+        return f"fewer examples to replay would not do, {' or '.join(tried)} of these (below); it would need {KNOW_MORE}"
+    return f"it would need tasks of which far fewer examples can be replayed than the sources learnt from, or {KNOW_MORE}"
+
+
+def _fewer(view: View) -> list[str]:
+    """What the sources add where fewer examples are replayed."""
+    said = []
+    for name in FEWER:
+        control, shuffled = (view.gain("scarce", name, FUSED, rival) for rival in (CONTROL, SHUFFLED))
+        if control and shuffled and control["gain"] is not None:
+            told = f"{_points(control)} beside the control that has no more, {_points(shuffled)} beside the same source shuffled"
+            said.append(f"With {name} of the replay examples and as many steps the fused adapter scores {told}.")
+    return said
 
 
 def _rivals(view: View, part: str, setting: str, words: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from asterism.fuse.build import fuse
 from asterism.fuse.control import control
 from asterism.fuse.settings import FusionSettings
 from asterism.models.adapters import read_adapter, rewritten, with_adapter
+from asterism.models.engine import settled
 from asterism.models.examples import Example
 from asterism.models.runs import RECORD
 from asterism.models.settings import TrainingSettings
@@ -98,9 +99,8 @@ class Workshop(Seed):
             for member in setting.all_sources:
                 backbone = self.backbone(member.family)
                 sources[member.name] = (backbone if whole else backbone / "config.json", self.expert(member))
-            fuse(
-                self.place(setting.target), sources, self.replayed(setting), out, fusion, self.training(rate), held_out=self.chosen(setting)
-            )
+            training, apart = self.training(rate, setting), self.chosen(setting)
+            fuse(self.place(setting.target), sources, self.replayed(setting), out, fusion, training, held_out=apart)
 
         told = [fusion.digest(), *(self._of_expert(member) for member in setting.all_sources)]
         return self._made(out, self._of_learner(setting, rate, *told), make)
@@ -112,7 +112,7 @@ class Workshop(Seed):
 
         def make() -> None:
             options: Any = dict(held_out=self.chosen(setting), up_only=up_only)
-            control(self.place(setting.target), self.replayed(setting), out, self.training(rate), **options)
+            control(self.place(setting.target), self.replayed(setting), out, self.training(rate, setting), **options)
 
         return self._made(out, self._of_learner(setting, rate, up_only), make)
 
@@ -139,9 +139,12 @@ class Workshop(Seed):
         known = {way: tried[0] for way, tried in self.recipe.rates.items() if len(tried) == 1}
         return known | {way: rate for way in self.recipe.rates if (rate := self.found(f"rate-{way}")) is not None}
 
-    def training(self, rate: float) -> TrainingSettings:
-        """Steps, batches and schedule of everything that learns from replay examples."""
-        return self.recipe.training.changed(method="lora", learning_rate=rate, seed=self.seed)
+    def training(self, rate: float, setting: Setting) -> TrainingSettings:
+        """Steps, batches and schedule of everything that learns from replay examples; of a share of them as many steps as of all."""
+        made = self.recipe.training.changed(method="lora", learning_rate=rate, seed=self.seed)
+        if setting.share == 1:
+            return made
+        return settled(made, len(self.replayed(replace(setting, share=1.0))), held_out=True)
 
     def place(self, member: Member) -> tuple[Path, Path]:
         """A member's backbone and adapter."""
@@ -149,7 +152,7 @@ class Workshop(Seed):
 
     def replayed(self, setting: Setting) -> list[Example]:
         """What everyone of a setting learns from."""
-        return replayed(self.data, self.recipe, setting.tasks, self.seed)
+        return replayed(self.data, self.recipe, setting.tasks, self.seed, setting.share)
 
     def chosen(self, setting: Setting) -> list[Example]:
         """What chooses in a setting."""
@@ -230,7 +233,7 @@ class Workshop(Seed):
 
     def _of_learner(self, setting: Setting, rate: float, *more: Any) -> str:
         rows = [told(self.replayed(setting)), told(self.chosen(setting))]
-        return digest_of(self._of_expert(setting.target), self.training(rate).digest(), rows, list(more))
+        return digest_of(self._of_expert(setting.target), self.training(rate, setting).digest(), rows, list(more))
 
     @cached_property
     def _texts(self) -> str:
