@@ -182,12 +182,13 @@ def _control(view: View, row: Row, where: str) -> str:
 
 def wanted(view: View) -> str:
     """What would be needed for sources to matter where a control without them does as well or better."""
-    tried = {name: row for name in FEWER if (row := view.gain("scarce", name, FUSED, CONTROL))}
-    enough = [name for name, row in tried.items() if sure(row) == "held"]
+    tried = {name: [row for rival in (CONTROL, SHUFFLED) if (row := view.gain("scarce", name, FUSED, rival))] for name in FEWER}
+    tried = {name: rows for name, rows in tried.items() if rows}
+    enough = [name for name, rows in tried.items() if all(sure(row) == "held" for row in rows)]
     if enough:
         return f"it would need fewer examples to replay, {' or '.join(enough)} of these (below), or {KNOW_MORE}"
     if tried:
-        return f"fewer examples to replay would not do, {' or '.join(tried)} of these (below); it would need {KNOW_MORE}"
+        return f"with {' or '.join(tried)} of the examples to replay they do not surely matter either (below): it would need {KNOW_MORE}"
     return f"it would need tasks of which far fewer examples can be replayed than the sources learnt from, or {KNOW_MORE}"
 
 
