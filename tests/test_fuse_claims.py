@@ -131,9 +131,12 @@ def test_sources_that_matter_or_harm_are_said_too(paperlike):
 @pytest.mark.parametrize(
     ("scarce", "told"),
     [
-        ({}, "it would need fewer examples to replay, a tenth or a third of these (below), or experts"),
-        ({"fused:a third": 0.6}, "it would need fewer examples to replay, a tenth of these (below), or experts"),
-        ({"shuffled sources": 0.8}, "with a tenth or a third of the examples to replay they do not surely matter either (below): it"),
+        ({}, "it would need fewer examples to replay, a tenth or a third of these (below, one source), or experts"),
+        ({"fused:a third": 0.6}, "it would need fewer examples to replay, a tenth of these (below, one source), or experts"),
+        (
+            {"shuffled sources": 0.8},
+            "with a tenth or a third of the examples to replay they do not surely matter either (below, one source): it",
+        ),
         (
             {"fused:a tenth": 0.6, "fused:a third": 0.6},
             "with a tenth or a third of the examples to replay they do not surely matter either",
@@ -145,7 +148,9 @@ def test_what_fewer_replay_examples_tell_of_what_would_be_needed(scarce, told):
     said = summaries.lines(View(made))
     assert told in " ".join(said)
     assert [line.startswith("With a t") for line in said[-2:]] == [True, True]
-    assert "+" in said[-2] or "−" in said[-2]
+    for rival, words in (("control", "beside the control that has no more"), ("shuffled sources", "beside the same source shuffled")):
+        row = View(made).gain("scarce", "a tenth", "fused", rival)
+        assert f"{100 * row['gain']:+.1f} points".replace("-", "−") in said[-2].split(words)[0].rsplit(", ", 1)[-1]
     titles = [table.title for table in summaries.tables(View(made))]
     assert {"Fewer replay examples: a tenth", "Fewer replay examples: a third"} <= set(titles)
 

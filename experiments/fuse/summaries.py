@@ -182,25 +182,31 @@ def _control(view: View, row: Row, where: str) -> str:
 
 def wanted(view: View) -> str:
     """What would be needed for sources to matter where a control without them does as well or better."""
-    tried = {name: [row for rival in (CONTROL, SHUFFLED) if (row := view.gain("scarce", name, FUSED, rival))] for name in FEWER}
-    tried = {name: rows for name, rows in tried.items() if rows}
+    tried = scarcer(view)
     enough = [name for name, rows in tried.items() if all(sure(row) == "held" for row in rows)]
     if enough:
-        return f"it would need fewer examples to replay, {' or '.join(enough)} of these (below), or {KNOW_MORE}"
+        return f"it would need fewer examples to replay, {' or '.join(enough)} of these (below, one source), or {KNOW_MORE}"
     if tried:
-        return f"with {' or '.join(tried)} of the examples to replay they do not surely matter either (below): it would need {KNOW_MORE}"
+        told = f"with {' or '.join(tried)} of the examples to replay they do not surely matter either (below, one source)"
+        return f"{told}: it would need {KNOW_MORE}"
     return f"it would need tasks of which far fewer examples can be replayed than the sources learnt from, or {KNOW_MORE}"
+
+
+def scarcer(view: View) -> dict[str, tuple[Row, Row]]:
+    """What the fused adapter is above the control and above the source shuffled, by the share of the examples that is replayed."""
+    found = {name: tuple(view.gain("scarce", name, FUSED, rival) for rival in (CONTROL, SHUFFLED)) for name in FEWER}
+    return {
+        name: (control, shuffled) for name, (control, shuffled) in found.items() if control and shuffled and control["gain"] is not None
+    }
 
 
 def _fewer(view: View) -> list[str]:
     """What the sources add where fewer examples are replayed."""
-    said = []
-    for name in FEWER:
-        control, shuffled = (view.gain("scarce", name, FUSED, rival) for rival in (CONTROL, SHUFFLED))
-        if control and shuffled and control["gain"] is not None:
-            told = f"{_points(control)} beside the control that has no more, {_points(shuffled)} beside the same source shuffled"
-            said.append(f"With {name} of the replay examples and as many steps the fused adapter scores {told}.")
-    return said
+    return [
+        f"With {name} of the replay examples and as many steps the fused adapter scores {_points(control)} beside the control that has no "
+        f"more, {_points(shuffled)} beside the same source shuffled."
+        for name, (control, shuffled) in scarcer(view).items()
+    ]
 
 
 def _rivals(view: View, part: str, setting: str, words: str) -> list[str]:
